@@ -1,0 +1,172 @@
+"""MPS, the multi-mode pruning strategy: Eq. 8, 9 and 10.
+
+A bandit over the pruning modes. Its state is one pytree, its functions are
+pure, traced once and vmappable; the modes are an axis.
+"""
+
+import dataclasses
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """Constants of the strategy; the defaults are the paper's.
+
+  Attributes:
+    explore: rho, the probability of an exploring stage.
+    temperature: tau of the softmax over idle intervals (Eq. 9).
+    history: lam0 of Eq. 10; 0 forgets the past (HI off).
+    max_interval: I_max of Eq. 10, in stages.
+    explore_within: exploration leaves out modes whose cost exceeds this
+      multiple of the cheapest live mode's; None explores all.
+    cost_aware: False replaces the argmin by a uniform choice (CAS off).
+    cold_start: `probe` gives every mode a cost before the first stage by a
+      trial step; `execute` runs every mode once, in seeded order.
+    min_delta: stages that move the MACs less (fraction of dense) teach
+      nothing.
+  """
+
+  explore: float = 0.2
+  temperature: float = 5.0
+  history: float = 0.4
+  max_interval: int = 5
+  explore_within: float | None = None
+  cost_aware: bool = True
+  cold_start: str = "probe"
+  min_delta: float = 1e-6
+
+  def __post_init__(self):
+    if self.cold_start not in ("probe", "execute"):
+      raise ValueError(
+        f"cold_start must be probe or execute, not {self.cold_start!r}"
+      )
+
+
+# JAX rebuilds a pytree around anything (shapes, shardings, None).
+@typing.no_type_check
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["cost", "last", "visited", "stage"],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+  """What the strategy remembers.
+
+  Attributes:
+    cost: R[m], metric lost per fraction of dense MACs removed.
+    last: T[m], the stage of the last execution; 0 before the first.
+    visited: whether the mode was ever executed.
+    stage: t, the stage about to run, counted from 1.
+  """
+
+  cost: Float[Array, "*s m"]
+  last: Int[Array, "*s m"]
+  visited: Bool[Array, "*s m"]
+  stage: Int[Array, "*s"]
+
+
+def initial(modes: int) -> State:
+  """The state before the first stage."""
+  return State(
+    cost=jnp.zeros(modes, jnp.float32),
+    last=jnp.zeros(modes, jnp.int32),
+    visited=jnp.zeros(modes, bool),
+    stage=jnp.ones((), jnp.int32),
+  )
+
+
+def stage_cost(
+  metric_before: Float[Array, ""],
+  metric_after: Float[Array, ""],
+  macs_before: Float[Array, ""],
+  macs_after: Float[Array, ""],
+) -> Float[Array, ""]:
+  """Eq. 8: metric lost per MACs removed (fractions of dense); 0/0 is 0."""
+  delta = macs_before - macs_after
+  safe = jnp.where(jnp.abs(delta) < 1e-12, 1.0, delta)
+  lost = metric_before - metric_after
+  return jnp.where(jnp.abs(delta) < 1e-12, 0.0, lost / safe)
+
+
+def choose(
+  state: State,
+  exhausted: Bool[Array, " m"],
+  key: Key[Array, ""],
+  options: Options,
+) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+  """The mode of the next stage, and whether it explores.
+
+  With probability 1 - rho the cheapest mode, otherwise a draw from
+  softmax(I_m / tau) (Eq. 9). Exhausted modes take no part; where all are,
+  the mode is 0 and the caller stops.
+  """
+  coin, draw, order = jax.random.split(key, 3)
+  open_ = ~exhausted
+  greedy = jnp.argmin(jnp.where(open_, state.cost, jnp.inf))
+  if not options.cost_aware:
+    greedy = jax.random.categorical(
+      order, jnp.where(open_, 0.0, -jnp.inf)
+    )
+  idle = (state.stage - state.last).astype(jnp.float32)
+  explorable = open_
+  if options.explore_within is not None:
+    cheapest = jnp.min(jnp.where(open_, state.cost, jnp.inf))
+    # A multiple of a cost that can be negative: measured from the cheapest.
+    margin = (options.explore_within - 1.0) * jnp.abs(cheapest)
+    explorable = open_ & (state.cost <= cheapest + margin)
+  logits = jnp.where(explorable, idle / options.temperature, -jnp.inf)
+  sampled = jax.random.categorical(draw, logits)
+  explored = jax.random.uniform(coin) < options.explore
+  mode = jnp.where(explored, sampled, greedy)
+  if options.cold_start == "execute":
+    unseen = open_ & ~state.visited
+    first = jax.random.categorical(
+      order, jnp.where(unseen, 0.0, -jnp.inf)
+    )
+    mode = jnp.where(jnp.any(unseen), first, mode)
+    explored = explored & ~jnp.any(unseen)
+  none_left = jnp.all(exhausted)
+  return (
+    jnp.where(none_left, 0, mode).astype(jnp.int32),
+    explored & ~none_left,
+  )
+
+
+def momentum(
+  interval: Int[Array, "*m"] | int, options: Options
+) -> Float[Array, "*m"]:
+  """lam of Eq. 10: how much of the old cost stays after `interval` stages."""
+  lam0, longest = options.history, options.max_interval
+  return jnp.maximum(lam0 - lam0 / longest * (interval - 1), 0.0)
+
+
+def update(
+  state: State,
+  mode: Int[Array, ""],
+  cost: Float[Array, ""],
+  delta_macs: Float[Array, ""],
+  options: Options,
+) -> State:
+  """The state after a stage of `mode` that cost `cost` (Eq. 10).
+
+  The first execution sets the cost, later ones blend it with the past. A
+  stage that hardly moved the MACs leaves the cost alone; it still counts as
+  an execution.
+  """
+  chosen = jnp.arange(state.cost.shape[0]) == mode
+  lam = momentum(state.stage - state.last, options)
+  blended = lam * state.cost + (1.0 - lam) * cost
+  new = jnp.where(state.visited, blended, cost)
+  learns = chosen & (jnp.abs(delta_macs) >= options.min_delta)
+  return State(
+    cost=jnp.where(learns, new, state.cost),
+    last=jnp.where(chosen, state.stage, state.last),
+    visited=state.visited | chosen,
+    stage=state.stage + 1,
+  )

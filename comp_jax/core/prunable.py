@@ -1,0 +1,96 @@
+"""What the pruning loop needs to know of a model.
+
+A model that fills this in can be pruned, whatever it is made of: a Flax
+module of the user's own needs its forward pass, its group table and its MACs.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from comp_jax.core import groups as groups_lib
+from comp_jax.core import masks as masks_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prunable:
+  """A model as the core sees it.
+
+  Attributes:
+    groups: the group table.
+    token_modes: mode -> tower whose tokens it drops, in order.
+    protected: tokens of each tower that the rule never drops.
+    forward: (params, batch, masks, probes, policies, estimator) ->
+      (output, {tower: aux}); masks and policies may be None.
+    tower_counts: tower -> (params, batch, masks, policies) -> counts
+      [b, l+1] of that tower alone.
+    macs: (masks, {tower: counts}) -> mean MACs of one example.
+  """
+
+  groups: tuple[groups_lib.Group, ...]
+  token_modes: Mapping[str, str]
+  protected: Mapping[str, int]
+  forward: Callable[..., tuple[Any, Mapping[str, Mapping]]]
+  tower_counts: Mapping[str, Callable[..., Array]]
+  macs: Callable[[Mapping, Mapping], Array]
+
+  @property
+  def param_modes(self) -> tuple[str, ...]:
+    """Modes that remove units, in the order of the group table."""
+    return tuple(dict.fromkeys(group.mode for group in self.groups))
+
+  @property
+  def modes(self) -> tuple[str, ...]:
+    """All modes: an index into this tuple is what the strategy chooses."""
+    return self.param_modes + tuple(self.token_modes)
+
+  @property
+  def towers(self) -> tuple[str, ...]:
+    """Towers whose tokens can be dropped."""
+    return tuple(self.token_modes.values())
+
+  def unit_macs(self, masks: Mapping, counts: Mapping) -> Mapping:
+    """What each unit costs: the gradient of the MACs, which are affine."""
+    return jax.grad(self.macs)(masks, counts)
+
+  def removable(
+    self, masks: Mapping, counts: Mapping
+  ) -> Float[Array, " m"]:
+    """MACs that each mode can still remove before it meets its floors."""
+    unit_macs = self.unit_macs(masks, counts)
+    left = dict.fromkeys(self.modes, jnp.zeros((), jnp.float32))
+    for group in self.groups:
+      live = jnp.sum(groups_lib.leaf(masks, group.name) > 0, axis=-1)
+      # Units of a layer cost the same: the first stands for all.
+      each = groups_lib.leaf(unit_macs, group.name)[:, 0]
+      spare = jnp.maximum(live - group.floor, 0)
+      left[group.mode] = left[group.mode] + jnp.sum(each * spare)
+    now = self.macs(masks, counts)
+    for mode, tower in self.token_modes.items():
+      lowest = floor_counts(counts[tower], self.protected[tower])
+      left[mode] = now - self.macs(masks, {**counts, tower: lowest})
+    return jnp.stack([left[mode] for mode in self.modes])
+
+
+def floor_counts(
+  counts: Num[Array, "b l1"], protected: int
+) -> Num[Array, "b l1"]:
+  """Counts with all of the pool dropped but one token, after every layer."""
+  lowest = jnp.minimum(counts[:, :1], protected + 1)
+  after = jnp.broadcast_to(lowest, counts[:, 1:].shape)
+  return jnp.concatenate([counts[:, :1], after], axis=1)
+
+
+def group_modes(
+  groups: Sequence[groups_lib.Group], modes: Sequence[str]
+) -> Array:
+  """The mode index of every unit, as one vector in group order."""
+  tree = masks_lib.build(
+    groups,
+    lambda g: jnp.full((g.layers, g.units), modes.index(g.mode), jnp.int32),
+  )
+  return masks_lib.flatten(groups, tree)

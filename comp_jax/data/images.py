@@ -1,0 +1,93 @@
+"""Encoded pictures to arrays, with and without augmentation."""
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageEnhance
+
+from comp_jax import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentSpec:
+  """How a training example is varied; the defaults suit photos."""
+
+  crop_scale: tuple[float, float] = (0.5, 1.0)  # Fraction of the area kept.
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # Width : height.
+  flip: float = 0.5  # Probability of a horizontal flip.
+  jitter: float = 0.0  # Brightness, contrast, saturation in 1 +- jitter.
+  word_dropout: float = 0.0  # Probability that a word of the text is left out.
+
+  def __post_init__(self):
+    for name in ("crop_scale", "crop_ratio"):
+      low, high = getattr(self, name)
+      top = 1.0 if name == "crop_scale" else math.inf
+      if not 0 < low <= high <= top:
+        raise errors.UserError(
+          f"augment.{name} must be (low, high) with 0 < low <= high"
+          f"{' <= 1' if name == 'crop_scale' else ''}, not {(low, high)}."
+        )
+    for name in ("flip", "jitter", "word_dropout"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise errors.UserError(
+          f"augment.{name} must be in [0, 1], not {getattr(self, name)}."
+        )
+
+
+def decode(data: bytes) -> Image.Image:
+  """The RGB picture of encoded bytes; transparency turns white."""
+  image = Image.open(io.BytesIO(data))
+  if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image)
+  return image.convert("RGB")
+
+
+def resize(data: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
+  """The whole picture at `size` x `size` (bicubic; aspect is not kept)."""
+  image = decode(data).resize((size, size), Image.Resampling.BICUBIC)
+  return np.asarray(image)
+
+
+def augment(
+  data: bytes, size: int, spec: AugmentSpec, rng: np.random.Generator
+) -> UInt8[np.ndarray, "size size 3"]:
+  """A random part of the picture at `size` x `size`, flipped and tinted.
+
+  The ratio is taken relative to the picture's own, so photos that were
+  squared beforehand and photos that were not are cropped alike.
+  """
+  image = decode(data)
+  area = rng.uniform(*spec.crop_scale)
+  ratio = math.exp(rng.uniform(*np.log(spec.crop_ratio)))
+  width = min(1.0, math.sqrt(area * ratio)) * image.width
+  height = min(1.0, math.sqrt(area / ratio)) * image.height
+  left = rng.uniform(0, image.width - width)
+  top = rng.uniform(0, image.height - height)
+  image = image.resize(
+    (size, size),
+    Image.Resampling.BICUBIC,
+    box=(left, top, left + width, top + height),
+  )
+  if rng.uniform() < spec.flip:
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  if spec.jitter:
+    for enhance in (
+      ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
+    ):
+      factor = rng.uniform(1 - spec.jitter, 1 + spec.jitter)
+      image = enhance(image).enhance(factor)
+  return np.asarray(image)
+
+
+def drop_words(text: str, probability: float, rng: np.random.Generator) -> str:
+  """`text` without a random part of its words, never without all of them."""
+  words = text.split()
+  if not probability or not words:
+    return text
+  kept = [w for w in words if rng.uniform() >= probability]
+  return " ".join(kept or [words[rng.integers(len(words))]])

@@ -1,0 +1,130 @@
+"""What the data set builders share: reading, checking, holding out."""
+
+import contextlib
+import hashlib
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from comp_jax import errors
+
+
+def hold_out(ids: Iterable[str], count: int) -> set[str]:
+  """The `count` ids with the smallest SHA-256; a sixth of them at most.
+
+  A hash instead of a random draw: the choice depends on no seed, library or
+  order of files. The cap keeps most of a miniature data set in training.
+  """
+  unique = sorted(set(ids), key=_sha256)
+  return set(unique[: max(1, min(count, len(unique) // 6))])
+
+
+def _sha256(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(files: Sequence[pathlib.Path], extra: str = "") -> str:
+  """16 hex digits that change when the files' bytes or `extra` change."""
+  digest = hashlib.sha256(extra.encode())
+  for path in files:
+    with open(path, "rb") as f:
+      digest.update(hashlib.file_digest(f, "sha256").digest())
+  return digest.hexdigest()[:16]
+
+
+def read_parquet(path: pathlib.Path, columns: Sequence[str]) -> list[dict]:
+  """The rows of a Parquet file as dicts; UserError if it cannot be read."""
+  try:
+    with pyarrow.parquet.ParquetFile(path) as file:
+      missing = sorted(set(columns) - set(file.schema_arrow.names))
+      rows = [] if missing else file.read(list(columns)).to_pylist()
+  except (pyarrow.ArrowException, OSError) as e:
+    raise errors.UserError(
+      f"{path} is not a readable Parquet file ({_first_line(e)}). Copy it"
+      " anew from where it came from."
+    ) from e
+  if missing:
+    raise errors.UserError(
+      f"{path} has no column {', '.join(missing)}; expected the columns"
+      f" {', '.join(columns)}."
+    )
+  if not rows:
+    raise errors.UserError(f"{path} has no rows.")
+  return rows
+
+
+def checked_image(data: bytes, where: str) -> bytes:
+  """`data` unchanged, after decoding it once; UserError if that fails.
+
+  Paid once, when the data set is built: a broken picture shows up there and
+  not hours into a run.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+  except Exception as e:  # Pillow raises whatever its decoders raise.
+    raise errors.UserError(
+      f"{where} is not a readable image ({_first_line(e)}). Replace the file."
+    ) from e
+  return data
+
+
+def _first_line(e: Exception) -> str:
+  lines = str(e).splitlines()
+  return lines[0][:120] if lines else type(e).__name__
+
+
+def features(encoding: str | None) -> tfds.features.FeaturesDict:
+  """The features of every data set here: one picture and its captions.
+
+  Args:
+    encoding: `jpeg`, or None for a format TFDS has no name for (WebP). The
+      encoded bytes are stored as they are either way.
+  """
+  return tfds.features.FeaturesDict({
+    "image": tfds.features.Image(
+      shape=(None, None, 3), encoding_format=encoding
+    ),
+    "captions": tfds.features.Sequence(tfds.features.Text()),
+    # Equal numbers belong together: the positives of a contrastive loss.
+    "concept": tfds.features.Scalar(dtype=np.int32),
+    "id": tfds.features.Text(),
+  })
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A TFDS builder that reads a local folder and writes ArrayRecord.
+
+  Subclasses say where their files are (`source_fingerprint`) and yield the
+  examples of each split. ArrayRecord and encoded image bytes are what keeps
+  TensorFlow out.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+  # Named in the error of a folder that holds nothing of ours.
+  NEEDS: str
+
+  def __init__(self, *, source: pathlib.Path, data_dir: str):
+    self._source = pathlib.Path(source)
+    super().__init__(data_dir=data_dir, file_format="array_record")
+
+  @classmethod
+  def source_fingerprint(cls, source: pathlib.Path) -> str | None:
+    """A digest of what `source` holds; None if the data are not there."""
+    raise NotImplementedError
+
+  def prepare(self) -> None:
+    """Writes the data set, silently; TFDS renames it into place when whole."""
+    tfds.disable_progress_bar()
+    # Without this TFDS announces a download on stdout.
+    with contextlib.redirect_stdout(io.StringIO()):
+      self.download_and_prepare(
+        download_dir=str(self.data_path.parent / "downloads"),
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+      )

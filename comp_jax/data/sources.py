@@ -1,0 +1,175 @@
+"""Data sets by name, prepared on first use and read by index.
+
+A data set is found in `config.data.dir`, else in the folder that the variable
+COMP_JAX_DATA names. Its prepared form lies under ~/.cache/comp_jax (or
+COMP_JAX_CACHE), in a folder named by a digest of the source, so two sources
+never share one.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+import typing
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from comp_jax import errors
+from comp_jax.data import emoji, flickr8k, records
+
+BUILDERS: dict[str, type[records.Builder]] = {
+  "emoji": emoji.Emoji,
+  "flickr8k": flickr8k.Flickr8k,
+}
+_ASSETS = pathlib.Path(__file__).parents[2] / "assets"
+
+
+class Example(typing.TypedDict):
+  """One picture with the texts that describe it."""
+
+  image: bytes  # Encoded: JPEG, PNG or WebP.
+  captions: list[str]
+  concept: int  # Equal numbers belong together.
+  id: str
+
+
+@typing.runtime_checkable
+class RandomAccessSource(typing.Protocol):
+  """What the pipelines read: a list of examples will do."""
+
+  def __len__(self) -> int:
+    """The number of examples."""
+
+  def __getitem__(self, index: int) -> Example:
+    """Example `index`, from any thread."""
+
+
+class PreparedSource:
+  """One split of a prepared data set."""
+
+  def __init__(self, data_source):
+    self._data_source = data_source
+
+  def __len__(self) -> int:
+    return len(self._data_source)
+
+  def __getitem__(self, index: int) -> Example:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    record = self._data_source[int(index)]
+    return {
+      "image": record["image"],
+      "captions": [text.decode() for text in record["captions"]],
+      "concept": int(record["concept"]),
+      "id": record["id"].decode(),
+    }
+
+
+def open_source(
+  name: str, *, dir: str | None = None
+) -> dict[str, RandomAccessSource]:
+  """The splits of data set `name`, built on first use.
+
+  Args:
+    name: `emoji` or `flickr8k`.
+    dir: folder of the source files; None for COMP_JAX_DATA, and for emoji
+      after that for the repository's own copy.
+
+  Returns:
+    Split name -> source. `emoji` has train, select, test; `flickr8k` has
+    train, select, dev, and test if the official list of it is there.
+  """
+  if name not in BUILDERS:
+    raise errors.UserError(
+      f"data.name: no data set {name!r}; there are"
+      f" {', '.join(sorted(BUILDERS))}."
+    )
+  source, digest = _find(name, dir)
+  root = cache_dir() / digest
+  try:
+    builder = _prepared(BUILDERS[name], source, root)
+  except OSError as e:
+    raise errors.UserError(
+      f"cannot prepare {name} in {root} ({e.strerror or e}). Make room or set"
+      " COMP_JAX_CACHE to a folder that can be written."
+    ) from e
+  try:
+    splits = {
+      split: PreparedSource(
+        builder.as_data_source(
+          split=split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+      )
+      for split in builder.info.splits
+    }
+    for source in splits.values():
+      source[len(source) - 1]
+  except Exception as e:  # The readers raise bare RuntimeErrors.
+    raise errors.UserError(
+      f"the prepared data in {builder.data_path} cannot be read. Delete that"
+      " folder; the next run builds it again."
+    ) from e
+  return splits
+
+
+def cache_dir() -> pathlib.Path:
+  """The folder of the prepared data sets: COMP_JAX_CACHE or the default."""
+  named = os.environ.get("COMP_JAX_CACHE")
+  return pathlib.Path(named or "~/.cache/comp_jax").expanduser()
+
+
+def _find(name: str, dir: str | None) -> tuple[pathlib.Path, str]:
+  """The source folder and its digest; UserError that says how to get it."""
+  if dir:
+    folders = [dir]
+  else:
+    folders = [os.environ.get("COMP_JAX_DATA")]
+    if name == "emoji":
+      folders.append(_ASSETS / "emoji")
+  paths = [pathlib.Path(f).expanduser() for f in folders if f]
+  for path in paths:
+    try:
+      digest = BUILDERS[name].source_fingerprint(path)
+    except OSError as e:
+      raise errors.UserError(
+        f"cannot read the {name} data in {path} ({e.strerror or e})."
+      ) from e
+    if digest is not None:
+      return path, digest
+  looked = ", ".join(str(p) for p in paths) or "no folder was named"
+  raise errors.UserError(
+    f"no {name} data found ({looked}). Pass --config.data.dir=DIR or set"
+    f" COMP_JAX_DATA=DIR; DIR holds {BUILDERS[name].NEEDS}."
+  )
+
+
+def _prepared(
+  cls: type[records.Builder], source: pathlib.Path, root: pathlib.Path
+) -> records.Builder:
+  """A builder whose data are on disk, whoever else is building them."""
+  builder = cls(source=source, data_dir=str(root))
+  if builder.data_path.exists():
+    return builder
+  parent = pathlib.Path(builder.data_path).parent
+  parent.mkdir(parents=True, exist_ok=True)
+  with _lock(parent / "lock"):
+    # Under the lock nobody else builds: what lies here beside whole versions
+    # was left by a build that was killed.
+    for leftover in (*parent.glob("incomplete.*"), parent / "downloads"):
+      shutil.rmtree(leftover, ignore_errors=True)
+    if builder.data_path.exists():  # Another process built it meanwhile.
+      builder = cls(source=source, data_dir=str(root))
+    else:
+      builder.prepare()
+    shutil.rmtree(parent / "downloads", ignore_errors=True)
+  return builder
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+  """Holds the file's lock; the kernel frees it if the process dies."""
+  with open(path, "w") as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    yield

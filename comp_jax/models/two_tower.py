@@ -1,0 +1,319 @@
+"""A CLIP-like two-tower model, its group table and its MACs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from comp_jax.core import cost, importance
+from comp_jax.core import groups as groups_lib
+from comp_jax.core import prunable as prunable_lib
+from comp_jax.models import bert, specs, vit
+
+# Mode of each tower's units, and of its tokens.
+PARAM_MODES = {"vision": "vision_params", "text": "language_params"}
+TOKEN_MODES = {"vision": "vision_tokens", "text": "language_tokens"}
+TOWERS = ("vision", "text")
+
+
+class TwoTower(nn.Module):
+  """Images and texts to unit vectors of a joint space."""
+
+  spec: specs.TwoTowerSpec
+
+  def setup(self):
+    self.vision = vit.Vit(self.spec.vision)
+    self.text = bert.Bert(self.spec.text)
+    joint = self.spec.joint_width
+    self.vision_projection = nn.Dense(joint, use_bias=False)
+    self.text_projection = nn.Dense(joint, use_bias=False)
+    # exp(2.66) = 1 / 0.07, CLIP's initial temperature.
+    self.logit_scale = self.param(
+      "logit_scale", nn.initializers.constant(2.6592), ()
+    )
+
+  def encode_image(
+    self,
+    image: Num[Array, "b s s 3"],
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policy: Any = None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[Float[Array, "b p"], dict]:
+    """Unit image embeddings, and the vision tower's aux."""
+    pooled, aux = self.vision(image, masks, probes, policy, estimator)
+    return _unit(self.vision_projection(pooled)), aux
+
+  def encode_text(
+    self,
+    text_ids,
+    text_mask,
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policy: Any = None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[Float[Array, "b p"], dict]:
+    """Unit text embeddings, and the text tower's aux."""
+    pooled, aux = self.text(
+      text_ids, text_mask, masks, probes, policy, estimator
+    )
+    return _unit(self.text_projection(pooled)), aux
+
+  def __call__(
+    self,
+    batch: Mapping,
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policies: Mapping | None = None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[dict[str, Array], dict[str, dict]]:
+    """Embeddings of the pairs of a batch.
+
+    Args:
+      batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, n].
+      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
+      probes: zeros like `masks` (taylor), or None.
+      policies: token policy of each tower.
+      estimator: what to gather for the parameter scores.
+
+    Returns:
+      `image_embedding`, `text_embedding` and `logit_scale` (a factor), and
+      {"vision": aux, "text": aux}.
+    """
+
+    def side(tree, tower):
+      return None if tree is None else tree[tower]
+
+    images, vision_aux = self.encode_image(
+      batch["image"],
+      *(side(tree, "vision") for tree in (masks, probes, policies)),
+      estimator,
+    )
+    texts, text_aux = self.encode_text(
+      batch["text_ids"],
+      batch["text_mask"],
+      *(side(tree, "text") for tree in (masks, probes, policies)),
+      estimator,
+    )
+    output = {
+      "image_embedding": images,
+      "text_embedding": texts,
+      # Clipped at 100, as CLIP.
+      "logit_scale": jnp.exp(jnp.clip(self.logit_scale, 0.0, 4.6052)),
+    }
+    return output, {"vision": vision_aux, "text": text_aux}
+
+
+def embed(
+  model: TwoTower,
+  params: Mapping,
+  batch: Mapping,
+  masks: Mapping | None,
+  policies: Mapping | None,
+) -> tuple[Float[Array, "b p"], Float[Array, "b c p"]]:
+  """Image and caption embeddings of an evaluation batch.
+
+  Args:
+    model: the module.
+    params: its weights.
+    batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, c, n].
+    masks: hard masks or None.
+    policies: token policy of each tower, or None.
+  """
+
+  def side(tree, tower):
+    return None if tree is None else tree[tower]
+
+  images, _ = model.apply(
+    {"params": params},
+    batch["image"],
+    side(masks, "vision"),
+    None,
+    side(policies, "vision"),
+    method="encode_image",
+  )
+  b, c, n = batch["text_ids"].shape
+  texts, _ = model.apply(
+    {"params": params},
+    batch["text_ids"].reshape(b * c, n),
+    batch["text_mask"].reshape(b * c, n),
+    side(masks, "text"),
+    None,
+    side(policies, "text"),
+    method="encode_text",
+  )
+  return images, texts.reshape(b, c, -1)
+
+
+def _unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
+  x = x.astype(jnp.float32)
+  norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+  return x / norm
+
+
+def groups(
+  spec: specs.TwoTowerSpec, *, min_heads: int = 1, min_neurons: int = 32
+) -> tuple[groups_lib.Group, ...]:
+  """The group table of a dense two-tower model."""
+  tables = []
+  for tower in TOWERS:
+    encoder = getattr(spec, tower).encoder
+    layer = encoder.uniform
+    tables += groups_lib.encoder_groups(
+      tower=tower,
+      mode=PARAM_MODES[tower],
+      layers=encoder.depth,
+      heads=layer.heads,
+      head_width=layer.head_width,
+      neurons=layer.mlp,
+      granularity=encoder.granularity,
+      layer_scale=encoder.layer_scale,
+      min_heads=min_heads,
+      min_neurons=min_neurons,
+    )
+  return tuple(tables)
+
+
+def macs(
+  spec: specs.TwoTowerSpec,
+  masks: Mapping | None,
+  counts: Mapping[str, Num[Array | np.ndarray, "b _"]],
+) -> Float[Array, ""] | float:
+  """Mean MACs of one image and one text, `inference` convention.
+
+  Args:
+    spec: the model; a compact one with `masks=None`.
+    masks: hard or soft masks, or None to cost the spec's own widths.
+    counts: valid tokens of each tower: at the input and after each layer.
+      NumPy integers give exact arithmetic.
+
+  Returns:
+    A traced scalar, or a float for NumPy counts without masks.
+  """
+  total = 0.0
+  for tower in TOWERS:
+    encoder = getattr(spec, tower).encoder
+    if masks is None:
+      attention = [x.heads * x.head_width for x in encoder.layers]
+      mlp = [x.mlp for x in encoder.layers]
+    else:
+      layer, mask = encoder.uniform, masks[tower]
+      by_head = encoder.granularity == "head"
+      per_unit = layer.head_width if by_head else layer.heads
+      attention = per_unit * jnp.sum(mask["attn"], axis=-1)
+      mlp = jnp.sum(mask["mlp"], axis=-1)
+    per_sample = cost.encoder_macs(
+      width=encoder.width,
+      attention_widths=attention,
+      mlp_widths=mlp,
+      counts=counts[tower],
+    )
+    xp = np if isinstance(counts[tower], np.ndarray) else jnp
+    total = total + xp.mean(per_sample) + _fixed_macs(spec, tower, counts, xp)
+  return total
+
+
+def _fixed_macs(spec, tower, counts, xp):
+  """MACs outside the layers: embedding norms, patches, projections."""
+  side = getattr(spec, tower)
+  width = side.encoder.width
+  projection = width * spec.joint_width
+  if tower == "vision":
+    patches = cost.patch_macs(
+      patches=side.tokens - 1, patch_size=side.patch_size, width=width
+    )
+    return patches + cost.norm_macs(width=width, tokens=1) + projection
+  tokens = xp.mean(counts[tower][:, 0])
+  return cost.norm_macs(width=width, tokens=tokens) + projection
+
+
+def params_count(spec: specs.TwoTowerSpec) -> int:
+  """The number of parameters of a dense or compact model, from its spec."""
+  total = 1
+  for tower in TOWERS:
+    side = getattr(spec, tower)
+    d = side.encoder.width
+    for layer in side.encoder.layers:
+      a = layer.heads * layer.head_width
+      total += 3 * (d * a + a) + a * d + d
+      total += 2 * d * layer.mlp + layer.mlp + d
+      total += 4 * d + (2 * d if side.encoder.layer_scale else 0)
+    total += d * spec.joint_width + 2 * d
+    if tower == "vision":
+      total += side.patch_size**2 * 3 * d + d + d + side.tokens * d
+    else:
+      total += (side.vocab_size + side.max_length) * d
+  return total
+
+
+def prunable(
+  spec: specs.TwoTowerSpec, *, min_heads: int = 1, min_neurons: int = 32
+) -> prunable_lib.Prunable:
+  """The model as the pruning loop sees it."""
+  model = TwoTower(spec)
+
+  def forward(params, batch, masks, probes, policies, estimator):
+    return model.apply(
+      {"params": params}, batch, masks, probes, policies, estimator
+    )
+
+  def vision_counts(params, batch, masks, policies):
+    _, aux = model.apply(
+      {"params": params},
+      batch["image"],
+      masks["vision"],
+      None,
+      policies["vision"],
+      method="encode_image",
+    )
+    return aux["counts"]
+
+  def text_counts(params, batch, masks, policies):
+    _, aux = model.apply(
+      {"params": params},
+      batch["text_ids"],
+      batch["text_mask"],
+      masks["text"],
+      None,
+      policies["text"],
+      method="encode_text",
+    )
+    return aux["counts"]
+
+  return prunable_lib.Prunable(
+    groups=groups(spec, min_heads=min_heads, min_neurons=min_neurons),
+    token_modes={TOKEN_MODES[tower]: tower for tower in TOWERS},
+    # CLS; [CLS] and [SEP].
+    protected={"vision": 1, "text": 2},
+    forward=forward,
+    tower_counts={"vision": vision_counts, "text": text_counts},
+    macs=lambda masks, counts: macs(spec, masks, counts),
+  )
+
+
+def param_shapes(spec: specs.TwoTowerSpec) -> dict:
+  """The parameter tree of a model as `jax.ShapeDtypeStruct`s; runs nothing."""
+  size = spec.vision.image_size
+  batch = {
+    "image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),
+    "text_ids": jax.ShapeDtypeStruct((1, 1), jnp.int32),
+    "text_mask": jax.ShapeDtypeStruct((1, 1), jnp.bool_),
+  }
+  model = TwoTower(spec)
+  return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+
+
+def initial_params(spec: specs.TwoTowerSpec, seed: int) -> dict:
+  """Random parameters."""
+  size = spec.vision.image_size
+  batch = {
+    "image": jnp.zeros((1, size, size, 3), jnp.uint8),
+    "text_ids": jnp.zeros((1, 1), jnp.int32),
+    "text_mask": jnp.ones((1, 1), bool),
+  }
+  init = jax.jit(TwoTower(spec).init)
+  return init(jax.random.key(seed), batch)["params"]

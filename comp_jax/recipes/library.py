@@ -1,0 +1,49 @@
+"""CoMP and its baselines: each is the same loop with another recipe."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from comp_jax.core import mps
+from comp_jax.recipes import recipe as recipe_lib
+
+# Baselines prune everything at once and know neither CIM nor MPS.
+_PLAIN = {"cip": False, "cit": False, "schedule": "together"}
+
+RECIPES: Mapping[str, recipe_lib.Recipe] = {
+  "comp": recipe_lib.Recipe(name="comp"),
+  # The paper's own estimator.
+  "comp_wanda": recipe_lib.Recipe(name="comp_wanda", score="wanda"),
+  # The same fraction of units in every layer, one theta for all tokens.
+  "uniform": recipe_lib.Recipe(
+    name="uniform", standardise="layer_rank", **_PLAIN
+  ),
+  "magnitude": recipe_lib.Recipe(name="magnitude", score="magnitude", **_PLAIN),
+  "random": recipe_lib.Recipe(
+    name="random", score="random", standardise="none", **_PLAIN
+  ),
+}
+
+
+def build(name: str, overrides: Mapping[str, Any] | None = None):
+  """The named recipe, with single fields replaced.
+
+  Args:
+    name: a key of `RECIPES`.
+    overrides: fields of `Recipe`, `strategy` as a mapping of fields of
+      `mps.Options`; None values keep the recipe's own.
+
+  Raises:
+    ValueError: an unknown recipe, or a value that a field does not take.
+  """
+  if name not in RECIPES:
+    raise ValueError(f"recipe must be one of {tuple(RECIPES)}, not {name!r}")
+  recipe = RECIPES[name]
+  fields = {k: v for k, v in dict(overrides or {}).items() if v is not None}
+  options = fields.pop("strategy", None)
+  if options:
+    options = {k: v for k, v in dict(options).items() if v is not None}
+    fields["strategy"] = mps.Options(
+      **{**dataclasses.asdict(recipe.strategy), **options}
+    )
+  return dataclasses.replace(recipe, **fields)

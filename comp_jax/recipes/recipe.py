@@ -1,0 +1,62 @@
+"""A recipe: what to prune, when, and by which score. The loop stays."""
+
+import dataclasses
+
+from comp_jax.core import importance
+from comp_jax.core import mps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """What distinguishes one pruning method from another.
+
+  Attributes:
+    name: as reports show it.
+    score: how units are scored, a key of `importance.SCORES`.
+    cip: weigh tokens by importance in the parameter score (Eq. 4).
+    cit: gate the token score by the head masks (Eq. 7).
+    reduce: taylor: `signed` or `abs`.
+    standardise: how scores of different layers are compared.
+    combine: what becomes of dropped tokens: `drop` or `merge`.
+    schedule: `mps` chooses one mode per stage; `together` raises every mode
+      in every stage, the MACs split evenly between parameters and tokens, one
+      theta for all towers.
+    strategy: constants of MPS.
+  """
+
+  name: str
+  score: str = "taylor"
+  cip: bool = True
+  cit: bool = True
+  reduce: str = "signed"
+  standardise: str = "layer_mean"
+  combine: str = "drop"
+  schedule: str = "mps"
+  strategy: mps.Options = mps.Options()
+
+  def __post_init__(self):
+    if self.score not in importance.SCORES:
+      raise ValueError(
+        f"score must be one of {tuple(importance.SCORES)}, not {self.score!r}"
+      )
+    if self.standardise not in importance.STANDARDISATIONS:
+      raise ValueError(
+        f"standardise must be one of {importance.STANDARDISATIONS}, "
+        f"not {self.standardise!r}"
+      )
+    if self.combine not in ("drop", "merge"):
+      raise ValueError(f"combine must be drop or merge, not {self.combine!r}")
+    if self.schedule not in ("mps", "together"):
+      raise ValueError(
+        f"schedule must be mps or together, not {self.schedule!r}"
+      )
+
+  @property
+  def estimator(self) -> importance.Estimator:
+    """What the passes of a stage gather for this recipe's score."""
+    needs_data = self.score in ("taylor", "wanda")
+    return importance.Estimator(
+      kind=self.score if needs_data else "none",
+      cip=self.cip,
+      reduce=self.reduce,
+    )

@@ -1,0 +1,117 @@
+"""What the figures share: size, axes, legend, and the file's bytes."""
+
+import collections.abc
+import io
+from typing import Any
+
+import matplotlib
+import matplotlib.axes
+import matplotlib.figure
+import matplotlib.lines
+import numpy as np
+
+from comp_jax.report import style
+
+WIDTH = 9.2  # Inches.
+FONT = 9.0  # Points.
+
+
+def figure(theme: style.Theme, height: float) -> matplotlib.figure.Figure:
+  """An empty figure of the page's width."""
+  return matplotlib.figure.Figure(
+    figsize=(WIDTH, height), facecolor=theme.surface
+  )
+
+
+def dress(axes: matplotlib.axes.Axes, theme: style.Theme) -> None:
+  """Nothing; gives the axes the theme's grid, ticks and labels."""
+  axes.set_facecolor("none")
+  for name, side in axes.spines.items():
+    side.set_visible(name == "bottom")
+    side.set_color(theme.muted)
+    side.set_linewidth(0.8)
+  axes.grid(True, axis="y", color=theme.grid, linewidth=0.8, zorder=0)
+  axes.set_axisbelow(True)
+  axes.tick_params(
+    colors=theme.muted, labelsize=FONT - 0.5, length=0, pad=4, which="both"
+  )
+  for label in (axes.xaxis.label, axes.yaxis.label):
+    label.set(color=theme.muted, fontsize=FONT)
+
+
+def note(
+  axes: matplotlib.axes.Axes,
+  x: float,
+  y: float,
+  words: str,
+  theme: style.Theme,
+  below: bool = False,
+) -> None:
+  """Nothing; writes small muted words above or below a point."""
+  axes.annotate(
+    words,
+    (x, y),
+    (0, -4 if below else 4),
+    textcoords="offset points",
+    va="top" if below else "bottom",
+    color=theme.muted,
+    fontsize=FONT,
+  )
+
+
+def handle(
+  label: str, theme: style.Theme, **options: Any
+) -> matplotlib.lines.Line2D:
+  """A legend entry."""
+  options = {"linestyle": "none", "markersize": 8, **options}
+  return matplotlib.lines.Line2D([], [], label=label, **options)
+
+
+def mode_handles(
+  modes: set[str], theme: style.Theme
+) -> list[matplotlib.lines.Line2D]:
+  """Legend entries of the modes, in their fixed order."""
+  return [
+    handle(
+      style.label(mode),
+      theme,
+      marker=style.marker(mode),
+      color=style.colour(mode),
+      markeredgecolor=theme.surface,
+    )
+    for mode in style.order(modes)
+  ]
+
+
+def legend(
+  figure: matplotlib.figure.Figure, handles: list[Any], theme: style.Theme
+) -> None:
+  """Nothing; draws one legend along the top of the figure."""
+  figure.legend(
+    handles=handles,
+    loc="upper left",
+    bbox_to_anchor=(0.01, 1.0),
+    ncols=4 if len(handles) > 7 else len(handles),
+    frameon=False,
+    fontsize=FONT,
+    labelcolor=theme.ink,
+    handletextpad=0.4,
+    columnspacing=1.4,
+    handlelength=1.4,
+  )
+
+
+def encode(figure: matplotlib.figure.Figure, format: str) -> bytes:
+  """The figure as a file of this format; the figure is cleared."""
+  stream = io.BytesIO()
+  # A fixed salt and no date: the same report gives the same bytes.
+  with matplotlib.rc_context({"svg.hashsalt": "comp_jax"}):
+    metadata = {"Date": None} if format == "svg" else None
+    figure.savefig(stream, format=format, dpi=150, metadata=metadata)
+  figure.clear()
+  return stream.getvalue()
+
+
+def floats(values: collections.abc.Iterable[float | None]) -> np.ndarray:
+  """The values as an array, NaN where nothing was measured."""
+  return np.array([np.nan if v is None else v for v in values], float)

@@ -1,0 +1,149 @@
+"""Kept heads, neurons and tokens per layer, as one figure."""
+
+import collections.abc
+import math
+from typing import Any
+
+import matplotlib.axes
+import matplotlib.patches
+import numpy as np
+
+from comp_jax.report import canvas, style
+
+
+def kept(
+  kept: collections.abc.Mapping[str, collections.abc.Mapping[str, Any]],
+  *,
+  dark: bool = False,
+  format: str = "svg",
+) -> bytes:
+  """Kept heads, neurons and tokens per layer, one row of panels per tower.
+
+  Args:
+    kept: the report's `kept`, at least one tower.
+    dark: whether the page is dark.
+    format: "svg" or "png".
+  """
+  theme = style.theme(dark)
+  towers = [name for name in ("vision", "text") if name in kept]
+  figure = canvas.figure(theme, 0.75 + 2.25 * len(towers))
+  grid = figure.add_gridspec(
+    len(towers),
+    3,
+    hspace=0.38,
+    wspace=0.22,
+    left=0.075,
+    right=0.985,
+    top=1 - 0.62 / figure.get_figheight(),
+    bottom=0.5 / figure.get_figheight(),
+  )
+  words = {"vision": "vision", "text": "language"}
+  for row, name in enumerate(towers):
+    tower = kept[name]
+    params = style.colour(f"{words[name]}_params")
+    tokens = style.colour(f"{words[name]}_tokens")
+    axes = [figure.add_subplot(grid[row, column]) for column in range(3)]
+    for panel, key, title in (
+      (axes[0], "heads", "attention heads"),
+      (axes[1], "neurons", "MLP neurons"),
+    ):
+      _bars(panel, tower[key], tower[f"dense_{key}"], params, theme)
+      panel.set_title(
+        _title(name, title), loc="left", color=theme.ink, fontsize=canvas.FONT
+      )
+    _token_panel(axes[2], tower, tokens, theme)
+    axes[2].set_title(
+      _title(name, "tokens"), loc="left", color=theme.ink, fontsize=canvas.FONT
+    )
+    if row == len(towers) - 1:
+      for panel in axes:
+        panel.set_xlabel("Layer")
+    axes[0].set_ylabel("Kept per layer")
+  handles = [
+    matplotlib.patches.Patch(color=theme.ghost, label="dense"),
+    matplotlib.patches.Patch(color=theme.muted, label="kept (static)"),
+    canvas.handle(
+      "tokens under the thresholds, mean",
+      theme,
+      marker="o",
+      linestyle="-",
+      color=theme.ink,
+      markersize=4,
+    ),
+  ]
+  canvas.legend(figure, handles, theme)
+  return canvas.encode(figure, format)
+
+
+def _bars(
+  axes: matplotlib.axes.Axes,
+  values: collections.abc.Sequence[float],
+  dense: float,
+  color: str,
+  theme: style.Theme,
+) -> None:
+  canvas.dress(axes, theme)
+  at = np.arange(len(values))
+  axes.bar(at, dense, width=0.78, color=theme.ghost, zorder=1)
+  axes.bar(at, values, width=0.78, color=color, zorder=2)
+  if len(values) <= 12:
+    for x, value in zip(at, values, strict=True):
+      axes.annotate(
+        f"{value:g}",
+        (x, value),
+        (0, 2),
+        textcoords="offset points",
+        ha="center",
+        fontsize=canvas.FONT - 2,
+        color=theme.ink,
+        zorder=3,
+      )
+  axes.set_ylim(0, 1.12 * max([dense, *values]))
+  _layer_ticks(axes, len(values), start=0)
+
+
+def _token_panel(
+  axes: matplotlib.axes.Axes,
+  tower: collections.abc.Mapping[str, Any],
+  color: str,
+  theme: style.Theme,
+) -> None:
+  mean = canvas.floats(tower["tokens_mean"])
+  static = tower["tokens_static"] or []
+  # The dense count at the input and after every layer.
+  axes_count = len(mean) - 1
+  _bars(axes, static, tower["tokens_dense"], color, theme)
+  axes.bar(
+    np.arange(-1, axes_count),
+    tower["tokens_dense"],
+    width=0.78,
+    color=theme.ghost,
+    zorder=0.9,
+  )
+  axes.plot(
+    np.arange(-1, axes_count),
+    mean,
+    color=theme.ink,
+    linewidth=1.2,
+    marker="o",
+    markersize=3.5,
+    zorder=4,
+  )
+  top = max([tower["tokens_dense"], *static, *mean[np.isfinite(mean)]])
+  axes.set_ylim(0, 1.12 * top)
+  _layer_ticks(axes, axes_count, start=-1)
+
+
+def _layer_ticks(axes: matplotlib.axes.Axes, count: int, start: int) -> None:
+  step = max(1, math.ceil(count / 12))
+  at = list(range(0, count, step))
+  names = [str(layer) for layer in at]
+  if start < 0:
+    at, names = [-1, *at], ["in", *names]
+  axes.set_xticks(at, names)
+  axes.set_xlim(start - 0.6, count - 0.4)
+  axes.grid(False, axis="x")
+
+
+def _title(tower: str, what: str) -> str:
+  return f"{tower.capitalize()}: {what}"

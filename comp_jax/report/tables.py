@@ -1,0 +1,363 @@
+"""Tables of a report: text cells once, then Markdown, HTML or terminal."""
+
+import collections
+import collections.abc
+import dataclasses
+import math
+import statistics
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+from comp_jax import errors
+from comp_jax.report import schema, style, text
+
+ROW_NAMES = {
+  "dense": "dense",
+  "masked": "masked",
+  "compacted": "compacted",
+  "finetuned": "fine-tuned",
+  "finetuned_threshold": "fine-tuned, thresholds",
+}
+_MACS_OF_ROW = {
+  "dense": "dense",
+  "masked": "masked",
+  "compacted": "compacted",
+  "finetuned": "final",
+  "finetuned_threshold": "finetuned_threshold",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+  """A titled table of text; the first column is read left to right."""
+
+  title: str
+  columns: tuple[str, ...]
+  rows: tuple[tuple[str, ...], ...]
+  left: int = 1  # Columns from the left that hold words, not numbers.
+  modes: tuple[str, ...] = ()  # The mode of each row, for its colour.
+
+
+def main_split(report: schema.Report) -> str | None:
+  """The split to quote first: one that nothing was chosen on, if any."""
+  splits = list(report["metrics"]["dense"])
+  for split in ("test", "dev", "val"):
+    if split in splits:
+      return split
+  unseen = [split for split in splits if split not in ("select", "train")]
+  return (unseen or splits or [None])[0]
+
+
+def main_metric(report: schema.Report, split: str | None) -> str | None:
+  """The metric to quote first: text-to-image R@10, else the first one."""
+  names = list(report["metrics"]["dense"].get(split, {}))
+  return "t2i_r10" if "t2i_r10" in names else (names or [None])[0]
+
+
+def summary(report: schema.Report) -> list[Grid]:
+  """One table per split, the quoted split first: rows from dense to tuned."""
+  metrics, macs = report["metrics"], report["macs"]
+  first = main_split(report)
+  splits = sorted(metrics["dense"], key=lambda split: split != first)
+  grids = []
+  for split in splits or [None]:
+    names = list(
+      dict.fromkeys(
+        name
+        for row in schema.ROWS
+        for name in metrics.get(row, {}).get(split, {})
+      )
+    )
+    rows = []
+    for row in schema.ROWS:
+      if row not in metrics:
+        continue
+      values = metrics[row].get(split, {})
+      if row != "dense" and not values:
+        continue
+      cost = macs.get(_MACS_OF_ROW[row])
+      # A masked model still stores every array of the dense one.
+      params = report["params"][
+        "dense" if row in ("dense", "masked") else "final"
+      ]
+      rows.append(
+        (
+          ROW_NAMES[row],
+          text.quantity(cost, macs["dense"]),
+          text.removed(cost, macs["dense"]),
+          text.quantity(params, report["params"]["dense"]),
+          *(text.number(values.get(name)) for name in names),
+        )
+      )
+    grids.append(
+      Grid(
+        title=f"Split {split}" if split else "No metrics",
+        columns=(
+          "Model",
+          "MACs",
+          "removed",
+          "params",
+          *(text.metric_name(name) for name in names),
+        ),
+        rows=tuple(rows),
+      )
+    )
+  return grids
+
+
+def stages(report: schema.Report) -> Grid:
+  """The table of stages; its numbers are those after each stage."""
+  dense = report["macs"]["dense"]
+  rows = []
+  for stage in report["stages"]:
+    thresholds = stage["thresholds"]
+    rows.append(
+      (
+        str(stage["index"]),
+        style.label(stage["mode"]),
+        "yes" if stage["explored"] else "",
+        text.quantity(stage["macs"], dense),
+        text.removed(stage["macs"], dense),
+        text.number(stage["metric_before"]),
+        text.number(stage["metric_immediate"]),
+        text.number(stage["metric"]),
+        text.significant(stage["cost"]),
+        text.significant(stage["immediate_cost"]),
+        text.significant(thresholds.get("vision")),
+        text.significant(thresholds.get("text")),
+        text.number(stage["loss"]),
+        text.number(stage["seconds"], 1),
+      )
+    )
+  return Grid(
+    title="Stages",
+    columns=(
+      "Stage",
+      "Mode",
+      "Explored",
+      "MACs",
+      "removed",
+      "Metric before",
+      "pruned",
+      "trained",
+      "Cost (Eq. 8)",
+      "Immediate cost",
+      "θ vision",
+      "θ text",
+      "Loss",
+      "Seconds",
+    ),
+    rows=tuple(rows),
+    left=3,
+    modes=tuple(stage["mode"] for stage in report["stages"]),
+  )
+
+
+def notes(report: schema.Report) -> list[str]:
+  """Sentences that the summary needs to be read rightly."""
+  macs, metrics = report["macs"], report["metrics"]
+  dense = macs["dense"]
+  lines = [
+    f"MACs are per example, convention “{macs['convention']}”; "
+    f"the target was {text.quantity(macs['target'], dense)} "
+    f"({text.removed(macs['target'], dense)} removed)."
+  ]
+  if macs.get("padded_final") is not None:
+    lines.append(
+      "At padded lengths, as a device executes it, the final model costs "
+      f"{text.quantity(macs['padded_final'], dense)}."
+    )
+  split = main_split(report)
+  name = main_metric(report, split)
+  static = metrics.get("finetuned", {}).get(split, {}).get(name)
+  dynamic = metrics.get("finetuned_threshold", {}).get(split, {}).get(name)
+  if static is not None and dynamic is not None:
+    lines.append(
+      f"Static token counts against thresholds, fine-tuned, {split}: "
+      f"{text.metric_name(name)} {text.number(static)} against "
+      f"{text.number(dynamic)} ({text.signed(static - dynamic)})."
+    )
+  seconds = report["seconds"]
+  times = [
+    f"{phase} {text.number(seconds[phase], 1)} s"
+    for phase in ("prune", "finetune", "evaluate", "total")
+    if seconds.get(phase) is not None
+  ]
+  if times:
+    lines.append("Time: " + ", ".join(times) + ".")
+  counts = report["compilations"]
+  lines.append(
+    "Compilations: "
+    + ", ".join(f"{name} {count}" for name, count in counts.items())
+    + "."
+  )
+  return lines
+
+
+def markdown(grid: Grid) -> str:
+  """The table in Markdown, without its title."""
+  rule = ["---" if i < grid.left else "---:" for i in range(len(grid.columns))]
+  lines = [grid.columns, rule, *grid.rows]
+  return "".join(
+    "| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines
+  )
+
+
+def comparison(
+  reports: collections.abc.Sequence[schema.Report], metric: str, split: str
+) -> str:
+  """Markdown table of recipes and ratios, mean and std over the seeds.
+
+  The standard deviation is the sample's (n - 1); one seed has none. Within a
+  ratio the best fine-tuned mean comes first and is set in bold.
+
+  Args:
+    reports: checked reports, any order.
+    metric: name of a metric that every report has on the split.
+    split: name of the split.
+  """
+  groups = collections.defaultdict(list)
+  for report in reports:
+    groups[round(report["ratio"], 6), report["recipe"]].append(report)
+  if not groups:
+    raise errors.UserError("no reports to compare; name at least one run")
+  lower = metric == "loss"
+  entries = []
+  for (ratio, recipe), members in groups.items():
+    dense_macs = [member["macs"]["dense"] for member in members]
+    if max(dense_macs) > 1.01 * min(dense_macs):
+      raise errors.UserError(
+        f"reports of recipe {recipe} at ratio {ratio:g} are of different "
+        f"models: dense MACs from {min(dense_macs):.4g} to "
+        f"{max(dense_macs):.4g}; compare one model at a time"
+      )
+    values = {
+      row: [_find(member, row, split, metric) for member in members]
+      for row in ("dense", "masked", "compacted", "finetuned")
+    }
+    tuned = [value for value in values["finetuned"] if value is not None]
+    score = statistics.fmean(tuned) if tuned else -math.inf
+    if lower:
+      score = -score
+    entries.append((ratio, -score, recipe, members, values))
+  # Unmeasured groups sort last whichever way the metric points.
+  entries.sort(
+    key=lambda e: (e[0], math.inf if math.isinf(e[1]) else e[1], e[2])
+  )
+  best = {}
+  for ratio, score, *_ in entries:
+    best.setdefault(ratio, score)
+  rows = []
+  for ratio, score, recipe, members, values in entries:
+    dense = statistics.fmean(member["macs"]["dense"] for member in members)
+    finals = [member["macs"]["final"] for member in members]
+    finals = [value for value in finals if value is not None]
+    final = statistics.fmean(finals) if finals else None
+    tuned = _spread(values["finetuned"])
+    if score == best[ratio] and tuned != text.NOTHING:
+      tuned = f"**{tuned}**"
+    rows.append(
+      (
+        recipe,
+        f"{ratio:g}",
+        ", ".join(str(seed) for seed in sorted(m["seed"] for m in members)),
+        text.quantity(final, dense),
+        text.removed(final, dense),
+        _spread(values["dense"]),
+        _spread(values["masked"]),
+        _spread(values["compacted"]),
+        tuned,
+      )
+    )
+  columns = (
+    "Recipe",
+    "Ratio",
+    "Seeds",
+    "MACs",
+    "removed",
+    "dense",
+    "masked",
+    "compacted",
+    "fine-tuned",
+  )
+  grid = Grid(title="", columns=columns, rows=tuple(rows))
+  arrow = "lower is better" if lower else "higher is better"
+  heading = f"{text.metric_name(metric)} on {split} ({arrow})"
+  return f"{heading}, mean ± std over seeds\n\n" + markdown(grid)
+
+
+def print_summary(
+  report: schema.Report, console: rich.console.Console | None = None
+) -> None:
+  """Nothing; prints the main table of each split and the notes."""
+  console = console or rich.console.Console()
+  heading = (
+    f"{report['name']}: {report['recipe']}, ratio {report['ratio']:g}, "
+    f"seed {report['seed']}"
+  )
+  console.print(rich.text.Text(heading, style="bold"))
+  for grid in summary(report):
+    console.print(terminal(grid))
+  for line in notes(report):
+    console.print(rich.text.Text(line, style="dim"))
+
+
+def terminal(grid: Grid) -> rich.table.Table:
+  """The table for a terminal."""
+  table = rich.table.Table(
+    title=rich.text.Text(grid.title),
+    title_justify="left",
+    box=rich.box.SIMPLE_HEAD,
+    padding=(0, 1, 0, 0),
+    pad_edge=False,
+  )
+  for i, column in enumerate(grid.columns):
+    side = "left" if i < grid.left else "right"
+    # "T2I R@10" on two lines lets the table fit 80 columns.
+    header = rich.text.Text(column.replace(" ", "\n"))
+    table.add_column(
+      header,
+      justify=side,
+      no_wrap=i >= grid.left,
+      min_width=11 if i == 0 and grid.left == 1 else None,
+    )
+  for row in grid.rows:
+    table.add_row(*(rich.text.Text(cell) for cell in row))
+  return table
+
+
+def _find(
+  report: schema.Report, row: str, split: str, metric: str
+) -> float | None:
+  known: dict[str, Any] = report["metrics"]["dense"]
+  who = f"{report['name']} ({report['recipe']}, seed {report['seed']})"
+  if split not in known:
+    raise errors.UserError(
+      f"report {who} has no split {split}; it has {', '.join(known)}"
+    )
+  if metric not in known[split]:
+    raise errors.UserError(
+      f"report {who} has no metric {metric} on {split}; "
+      f"it has {', '.join(known[split])}"
+    )
+  return report["metrics"].get(row, {}).get(split, {}).get(metric)
+
+
+def _spread(values: collections.abc.Sequence[float | None]) -> str:
+  found = [value for value in values if value is not None]
+  if not found:
+    return text.NOTHING
+  line = text.number(statistics.fmean(found))
+  if len(found) > 1:
+    line += f" ± {text.number(statistics.stdev(found))}"
+  if len(found) < len(values):
+    line += f" ({len(found)} of {len(values)})"
+  return line
+
+
+def _cell(words: str) -> str:
+  return words.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,109 @@
+"""Image-text retrieval: symmetric contrastive loss, recall at 1, 5 and 10."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+RANKS = (1, 5, 10)
+
+
+def loss(output: Mapping[str, Array], batch: Mapping[str, Array]) -> Float[Array, ""]:
+  """The mean cross entropy of both directions over the pairs of a batch.
+
+  Pairs of the same `concept` are no negatives of each other: they leave the
+  softmax.
+
+  Args:
+    output: `image_embedding`, `text_embedding` [b, p] and `logit_scale`.
+    batch: `concept` [b].
+  """
+  concept = batch["concept"]
+  logits = output["logit_scale"] * jnp.einsum(
+    "ip,tp->it", output["image_embedding"], output["text_embedding"]
+  )
+  own = jnp.eye(logits.shape[0], dtype=bool)
+  twins = (concept[:, None] == concept[None, :]) & ~own
+  logits = jnp.where(twins, -1e30, logits)
+  to_text = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+  to_image = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
+  return -0.5 * jnp.mean(to_text + to_image)
+
+
+def _best_ranks(
+  similarity: Float[np.ndarray, "q g"],
+  queries: Int[np.ndarray, " q"],
+  gallery: Int[np.ndarray, " g"],
+) -> Int[np.ndarray, " q"]:
+  """The rank (0 is best) of each query's best matching gallery entry.
+
+  An entry that ties with the best match counts as ahead of it, so equal
+  embeddings cannot score by luck.
+  """
+  matches = queries[:, None] == gallery[None]
+  best = np.max(np.where(matches, similarity, -np.inf), axis=1)
+  ahead = (similarity >= best[:, None]) & ~matches
+  return np.where(matches.any(axis=1), ahead.sum(axis=1), len(gallery))
+
+
+def recalls(
+  images: Float[np.ndarray, "i p"],
+  texts: Float[np.ndarray, "t p"],
+  image_concepts: Int[np.ndarray, " i"],
+  text_concepts: Int[np.ndarray, " t"],
+  chunk: int = 512,
+) -> dict[str, float]:
+  """`t2i_r{1,5,10}` and `i2t_r{1,5,10}`, each in [0, 1].
+
+  A query is answered at k when any entry of its concept is among the k most
+  similar ones. Queries are taken in chunks, so that the similarities of a
+  large gallery need not fit into memory.
+  """
+  results = {}
+  directions = {
+    "t2i": (texts, text_concepts, images, image_concepts),
+    "i2t": (images, image_concepts, texts, text_concepts),
+  }
+  for name, (queries, q_concepts, gallery, g_concepts) in directions.items():
+    ranks = np.concatenate(
+      [
+        _best_ranks(
+          queries[start : start + chunk] @ gallery.T,
+          q_concepts[start : start + chunk],
+          g_concepts,
+        )
+        for start in range(0, len(queries), chunk)
+      ]
+    )
+    for k in RANKS:
+      results[f"{name}_r{k}"] = float(np.mean(ranks < k))
+  return results
+
+
+def evaluate(
+  embed: Callable[[Mapping], tuple[Array, Array]],
+  batches: Iterable[Mapping[str, np.ndarray]],
+) -> dict[str, float]:
+  """Recalls over a split that is streamed batch by batch.
+
+  Args:
+    embed: evaluation batch -> image [b, p] and caption [b, c, p] embeddings.
+    batches: evaluation batches; rows whose `_mask` is False are padding.
+  """
+  images, texts, concepts = [], [], []
+  for batch in batches:
+    real = np.asarray(batch["_mask"])
+    image, text = jax.device_get(embed(batch))
+    images.append(image[real])
+    texts.append(text[real])
+    concepts.append(np.asarray(batch["concept"])[real])
+  text, concept = np.concatenate(texts), np.concatenate(concepts)
+  captions = text.shape[1]
+  return recalls(
+    np.concatenate(images),
+    text.reshape(-1, text.shape[-1]),
+    concept,
+    np.repeat(concept, captions),
+  )

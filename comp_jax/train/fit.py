@@ -1,0 +1,191 @@
+"""The plain training loop: dense training and fine-tuning."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from comp_jax import errors
+from comp_jax.core import importance
+from comp_jax.train import checkpoints as checkpoints_lib
+from comp_jax.train import compiled
+from comp_jax.train import metrics
+from comp_jax.train import preemption
+from comp_jax.train import sharding
+from comp_jax.train import step as step_lib
+
+_NOTHING = importance.Estimator(kind="none")
+
+
+class Interrupted(Exception):
+  """A signal asked the run to stop; its state is saved."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+  """Steps and rates of a training run.
+
+  Attributes:
+    steps: optimiser steps; rounded up to whole chunks.
+    chunk: steps per compiled call, and between checkpoints.
+    learning_rate: peak of the cosine.
+    warmup: steps of linear warm-up.
+    weight_decay: AdamW's.
+    clip: global gradient norm.
+    save_every: chunks between checkpoints.
+  """
+
+  steps: int
+  chunk: int
+  learning_rate: float
+  warmup: int = 0
+  weight_decay: float = 0.05
+  clip: float = 1.0
+  save_every: int = 1
+
+  @property
+  def chunks(self) -> int:
+    return math.ceil(self.steps / self.chunk)
+
+  def optimizer(self) -> optax.GradientTransformation:
+    """AdamW on a cosine that ends at 0."""
+    steps = max(self.chunks * self.chunk, 1)
+    return adamw(
+      optax.warmup_cosine_decay_schedule(
+        0.0 if self.warmup else self.learning_rate,
+        self.learning_rate,
+        min(self.warmup, steps - 1),
+        steps,
+      ),
+      self.weight_decay,
+      self.clip,
+    )
+
+
+def adamw(
+  learning_rate: optax.ScalarOrSchedule, weight_decay: float, clip: float
+) -> optax.GradientTransformation:
+  """Clipped AdamW that decays matrices alone (no norms, biases, scales)."""
+
+  def decays(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: path[-1].key in ("kernel", "word_embedding"), params
+    )
+
+  return optax.chain(
+    optax.clip_by_global_norm(clip),
+    optax.adamw(learning_rate, weight_decay=weight_decay, mask=decays),
+  )
+
+
+def check_finite(losses: Any, first_step: int, what: str) -> None:
+  """Raises a UserError that names the first step with a NaN or inf loss."""
+  bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+  if bad.size:
+    raise errors.UserError(
+      f"{what}: the loss is not finite at step {first_step + int(bad[0])}; the "
+      "last good checkpoint is kept: lower the learning rate and start again "
+      "in another workdir"
+    )
+
+
+def fit(
+  objective: step_lib.Objective,
+  params: Mapping,
+  policies: Mapping | None,
+  schedule: Schedule,
+  batches: Callable[[int], Iterator[Mapping]],
+  *,
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
+  checkpoints: checkpoints_lib.Checkpoints,
+  writer: Callable[[int], metrics.MetricWriter],
+  watch: preemption.Watch,
+  what: str,
+) -> tuple[Mapping, int]:
+  """Trained weights, and how often the step was compiled.
+
+  Resumes from `checkpoints`; a signal saves and raises `Interrupted`.
+
+  Args:
+    objective: model and loss.
+    params: weights to start from.
+    policies: token execution to train under, or None.
+    schedule: steps and rates.
+    batches: start chunk -> iterator over [chunk, b, ...] batches.
+    mesh: devices.
+    rules: where the state lives.
+    checkpoints: this phase's checkpoints.
+    writer: first step -> scalars; opened once the resume step is known.
+    watch: signals.
+    what: name of the phase, for progress and messages.
+  """
+  optimizer = schedule.optimizer()
+
+  def chunk(state, stacked):
+    def body(carry, batch):
+      params, optimizer_state = carry
+      loss, grads, _ = objective.gradients(
+        params, batch, None, policies, _NOTHING
+      )
+      return step_lib.update(optimizer, params, optimizer_state, grads), loss
+
+    return jax.lax.scan(body, state, stacked)
+
+  state = (params, optimizer.init(params))
+  placed, _ = sharding.tree_shardings(mesh, state, rules)
+  split = sharding.batch_sharding(mesh, leading_axes=1)
+  # A copy: the caller's weights must survive the donation.
+  state = jax.device_put(jax.tree.map(jnp.copy, state), placed)
+  restored = checkpoints.restore_latest(_abstract(state))
+  first = 0
+  if restored is not None:
+    first, state, _ = restored
+  run = compiled.Compiled(
+    chunk,
+    in_shardings=(placed, split),
+    out_shardings=(placed, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+  if first >= schedule.chunks:
+    return state[0], run.compilations
+  source = batches(first)
+  progress = metrics.Progress(
+    schedule.chunks * schedule.chunk,
+    unit=f"{what} step",
+    metric_name="loss",
+    first=first * schedule.chunk,
+    interval=5.0,
+  )
+  with progress, writer(first * schedule.chunk) as scalars:
+    for index in range(first, schedule.chunks):
+      stacked = jax.device_put(next(source), split)
+      state, losses = run(state, stacked)
+      losses = np.asarray(losses)
+      start = index * schedule.chunk
+      check_finite(losses, start, what)
+      done = (index + 1) * schedule.chunk
+      for step, loss in enumerate(losses):
+        scalars.write(start + step, {f"{what}/loss": loss})
+      last = index + 1 == schedule.chunks
+      stop = watch.requested() and not last
+      if stop or last or (index + 1) % schedule.save_every == 0:
+        checkpoints.save(index + 1, state)
+      progress.update(done, metric=float(losses.mean()))
+      if stop:
+        checkpoints.wait()
+        raise Interrupted(what)
+  checkpoints.wait()
+  return state[0], run.compilations
+
+
+def _abstract(state: Any) -> Any:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state,
+  )

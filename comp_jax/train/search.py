@@ -1,0 +1,254 @@
+"""The pruning search: stages until the target, resumable at every stage."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from comp_jax import errors
+from comp_jax.train import checkpoints as checkpoints_lib
+from comp_jax.train import compiled
+from comp_jax.train import fit
+from comp_jax.train import metrics
+from comp_jax.train import preemption
+from comp_jax.train import sharding
+from comp_jax.train import stage as stage_lib
+from comp_jax.train import state as state_lib
+
+# Above the target by less than this fraction of dense, the search has arrived:
+# `settle` removes the rest.
+ARRIVED = 2e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """How long a search runs.
+
+  Attributes:
+    warmup_stages: stages that train without pruning: they warm the optimiser
+      up and gather the first scores.
+    max_stages: pruning stages, at most.
+    save_every: stages between checkpoints.
+  """
+
+  warmup_stages: int = 1
+  max_stages: int = 60
+  save_every: int = 1
+
+  @property
+  def total(self) -> int:
+    return self.warmup_stages + self.max_stages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+  """What a search found.
+
+  Attributes:
+    state: masks, thresholds and weights, settled at the target.
+    history: one JSON-ready dict per stage.
+    probe: cold-start cost of each mode; empty where none was taken.
+    stages: stages that ran, warm-up included.
+    compilations: of the stage function, in this process.
+    seconds: wall time of all stages, over all processes that ran them.
+  """
+
+  state: state_lib.SearchState
+  history: list[dict[str, Any]]
+  probe: dict[str, float]
+  stages: int
+  compilations: int
+  seconds: float
+
+
+def search(
+  stage: stage_lib.Stage,
+  initial: Callable[[], state_lib.SearchState],
+  plan: Plan,
+  batches: Callable[[int], Iterator[Mapping]],
+  select: Mapping,
+  *,
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
+  checkpoints: checkpoints_lib.Checkpoints,
+  writer: Callable[[int], metrics.MetricWriter],
+  watch: preemption.Watch,
+) -> Result:
+  """Prunes until the target, an exhausted model or `max_stages`.
+
+  Args:
+    stage: the functions of a stage.
+    initial: makes the state of the dense model.
+    plan: lengths.
+    batches: start stage -> iterator over [steps, b, ...] batches.
+    select: validation examples [chunks, c, ...], on the host.
+    mesh: devices.
+    rules: where the state lives.
+    checkpoints: of this search.
+    writer: first step -> scalars; opened once the resume step is known.
+    watch: signals.
+
+  Raises:
+    UserError: a loss or score that is not finite.
+    fit.Interrupted: a signal; the state is saved.
+  """
+  whole = sharding.replicated(mesh)
+  split = sharding.batch_sharding(mesh, leading_axes=1)
+  select = jax.device_put(select, split)
+  abstract = jax.eval_shape(initial)
+  placed, _ = sharding.tree_shardings(mesh, abstract, rules)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    placed,
+  )
+  run = compiled.Compiled(
+    stage,
+    in_shardings=(placed, split, split, whole),
+    out_shardings=(placed, whole),
+    donate_argnums=0,
+  )
+  probe = compiled.Compiled(
+    stage.probe, in_shardings=(placed, split), out_shardings=placed
+  )
+  modes = stage.prunable.modes
+  history, costs, first, spent = [], {}, 0, 0.0
+  restored = checkpoints.restore_latest(abstract)
+  if restored is None:
+    state = jax.device_put(initial(), placed)
+  else:
+    first, state, meta = restored
+    history, costs = meta["history"], meta["probe"]
+    spent = meta["seconds"]
+  began = time.monotonic()
+  steps = None
+  source = batches(first)
+  needs_probe = (
+    stage.recipe.schedule == "mps"
+    and stage.recipe.strategy.cold_start == "probe"
+  )
+  scalars = writer(first)
+  progress = metrics.Progress(
+    plan.total,
+    target_macs=stage.settings.target * stage.settings.dense_macs,
+    metric_name="select metric",
+    first=first,
+  )
+  with progress, scalars:
+    for index in range(first, plan.total):
+      warming = index < plan.warmup_stages
+      if not warming and _finished(history, stage.settings.target):
+        break
+      if index == plan.warmup_stages and needs_probe:
+        state = probe(state, select)
+        found = np.asarray(state.strategy.cost, np.float64)
+        _check_scores(found, modes)
+        costs = dict(zip(modes, found.tolist(), strict=True))
+      stage_began = time.monotonic()
+      stacked = next(source)
+      steps = jax.tree.leaves(stacked)[0].shape[0]
+      state, record = run(
+        state, jax.device_put(stacked, split), select, jnp.asarray(not warming)
+      )
+      record = jax.device_get(record)
+      fit.check_finite(record.losses, index * steps, "pruning")
+      row = _row(index, record, stage, warming, time.monotonic() - stage_began)
+      history.append(row)
+      scalars.write(index, _scalars(row))
+      stop = watch.requested()
+      if stop or (index + 1) % plan.save_every == 0:
+        checkpoints.save(
+          index + 1,
+          state,
+          {
+            "history": history,
+            "probe": costs,
+            "seconds": spent + time.monotonic() - began,
+          },
+        )
+      progress.update(
+        index + 1, mode=row["mode"], macs=row["macs"], metric=row["metric"]
+      )
+      if stop:
+        checkpoints.wait()
+        raise fit.Interrupted("pruning")
+  checkpoints.wait()
+  settle = compiled.Compiled(
+    stage.settle, in_shardings=(placed, split), out_shardings=placed
+  )
+  return Result(
+    state=settle(state, select),
+    history=history,
+    probe=costs,
+    stages=len(history),
+    compilations=run.compilations,
+    seconds=spent + time.monotonic() - began,
+  )
+
+
+def _finished(history: Sequence[Mapping], target: float) -> bool:
+  """Whether the last stage arrived, or had nothing left to prune."""
+  if not history or history[-1]["mode"] == "warmup":
+    return target >= 1.0
+  last = history[-1]
+  arrived = last["macs_fraction"] <= target + ARRIVED
+  return arrived or last["mode"] == "none"
+
+
+def _row(index, record, stage, warming, seconds) -> dict[str, Any]:
+  """A stage as the report shows it; MACs per example."""
+  modes = stage.prunable.modes
+  dense = stage.settings.dense_macs
+  selected = [m for m, on in zip(modes, record.selected, strict=True) if on]
+  if warming:
+    mode = "warmup"
+  elif not selected:
+    mode = "none"
+  else:
+    mode = "+".join(selected) if len(selected) > 1 else selected[0]
+    mode = "all" if selected == list(modes) else mode
+  pruned = bool(selected)
+  named = lambda values, cast: {  # noqa: E731
+    m: cast(v) for m, v in zip(modes, values, strict=True)
+  }
+  return {
+    "index": index,
+    "mode": mode,
+    "explored": bool(record.explored),
+    "macs": float(record.macs) * dense,
+    "macs_fraction": float(record.macs),
+    "macs_before": float(record.macs_before) * dense,
+    "metric": float(record.metric),
+    "metric_before": float(record.metric_before),
+    "metric_immediate": float(record.metric_immediate),
+    "cost": float(record.cost) if pruned else None,
+    "immediate_cost": float(record.immediate_cost) if pruned else None,
+    "costs": named(record.costs, float),
+    "exhausted": named(record.exhausted, bool),
+    "removable": named(record.removable, float),
+    "thresholds": {t: float(v) for t, v in record.thetas.items()},
+    "loss": float(np.mean(record.losses)),
+    "seconds": seconds,
+  }
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
+  """The numbers of a stage, for the logs; nothing that time decides."""
+  keys = ("macs", "metric", "metric_immediate", "loss", "cost")
+  scalars = {f"prune/{k}": row[k] for k in keys if row[k] is not None}
+  for tower, theta in row["thresholds"].items():
+    scalars[f"prune/theta_{tower}"] = theta
+  return scalars
+
+
+def _check_scores(costs: np.ndarray, modes: Sequence[str]) -> None:
+  bad = [m for m, c in zip(modes, costs, strict=True) if not np.isfinite(c)]
+  if bad:
+    raise errors.UserError(
+      f"pruning: the trial steps of {', '.join(bad)} gave costs that are not "
+      "finite: the weights or scores hold NaN; check the checkpoint"
+    )

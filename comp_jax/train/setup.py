@@ -1,0 +1,295 @@
+"""What both entry points build from a config: data, model, devices."""
+
+import dataclasses
+import importlib.metadata
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from comp_jax import errors
+from comp_jax.data import images
+from comp_jax.data import pipelines
+from comp_jax.data import sources
+from comp_jax.data import tokenizers
+from comp_jax.interop import store
+from comp_jax.interop import tensors
+from comp_jax.models import presets
+from comp_jax.models import specs
+from comp_jax.models import two_tower
+from comp_jax.tasks import retrieval
+from comp_jax.train import compiled
+from comp_jax.train import fit
+from comp_jax.train import sharding
+
+RULES = {
+  "replicated": sharding.REPLICATED,
+  "fully_sharded": sharding.FULLY_SHARDED,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """A data set at the size a model wants.
+
+  Attributes:
+    splits: sources by name.
+    tokenizer: text to ids.
+    image_size: pixels.
+    text_length: tokens.
+    augment: of training images and texts.
+    seed: of the order and the augmentation.
+  """
+
+  splits: Mapping[str, sources.RandomAccessSource]
+  tokenizer: tokenizers.TextTokenizer
+  image_size: int
+  text_length: int
+  augment: images.AugmentSpec
+  seed: int
+
+  def train(
+    self, batch_size: int, chunk: int, first_step: int = 0
+  ) -> Callable[[int], Iterator[Mapping]]:
+    """A start chunk to an iterator over [chunk, b, ...] batches.
+
+    Args:
+      batch_size: examples per step.
+      chunk: steps per yielded dict.
+      first_step: step of the data stream that chunk 0 begins at.
+    """
+    batches = pipelines.train_batches(
+      self.splits["train"],
+      self.tokenizer,
+      batch_size=batch_size,
+      image_size=self.image_size,
+      text_length=self.text_length,
+      seed=self.seed,
+      augment=self.augment,
+    )
+    return lambda start: pipelines.stage_iterator(
+      batches, start=first_step + start * chunk, steps_per_stage=chunk
+    )
+
+  def evaluation(self, split: str, batch_size: int) -> pipelines.EvalBatches:
+    """The padded batches of a split."""
+    return pipelines.eval_batches(
+      self.splits[split],
+      self.tokenizer,
+      batch_size=batch_size,
+      image_size=self.image_size,
+      text_length=self.text_length,
+    )
+
+  def examples(self, split: str, limit: int) -> dict[str, np.ndarray]:
+    """The first `limit` examples with their first caption each."""
+    batch = pipelines.load_examples(
+      self.splits[split],
+      self.tokenizer,
+      image_size=self.image_size,
+      text_length=self.text_length,
+      limit=limit,
+    )
+    batch = {k: v for k, v in batch.items() if k != "_mask"}
+    for key in ("text_ids", "text_mask"):
+      batch[key] = batch[key][:, 0]
+    return batch
+
+
+def open_data(
+  config: ml_collections.ConfigDict,
+  tokenizer: tokenizers.TextTokenizer | None,
+) -> Data:
+  """The data of a config.
+
+  Args:
+    config: the experiment.
+    tokenizer: of the model; None trains one on the training texts.
+
+  Raises:
+    UserError: missing data, or a split that they do not have.
+  """
+  splits = sources.open_source(config.data.name, dir=config.data.dir or None)
+  for split in ("train", "select", *config.data.report_splits):
+    if split not in splits:
+      raise errors.UserError(
+        f"config.data.report_splits: {config.data.name} has no split {split!r};"
+        f" there are {', '.join(splits)}"
+      )
+  if tokenizer is None:
+    train = splits["train"]
+    texts = (c for i in range(len(train)) for c in train[i]["captions"])
+    tokenizer = tokenizers.train_wordpiece(texts, vocab_size=2048)
+  return Data(
+    splits=splits,
+    tokenizer=tokenizer,
+    image_size=config.model.image_size,
+    text_length=config.data.text_length,
+    augment=images.AugmentSpec(**config.data.augment.to_dict()),
+    seed=config.seed,
+  )
+
+
+def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Encoder options of a config; they change no parameter's shape."""
+  return {
+    "granularity": config.model.granularity,
+    "dtype": config.model.dtype,
+    "remat": config.model.remat,
+    "unroll": config.model.unroll,
+  }
+
+
+def with_options(
+  spec: specs.TwoTowerSpec, options: Mapping[str, Any]
+) -> specs.TwoTowerSpec:
+  """The spec with both encoders' options replaced."""
+  towers = {}
+  for tower in two_tower.TOWERS:
+    side = getattr(spec, tower)
+    encoder = dataclasses.replace(side.encoder, **options)
+    towers[tower] = dataclasses.replace(side, encoder=encoder)
+  return dataclasses.replace(spec, **towers)
+
+
+def new_spec(
+  config: ml_collections.ConfigDict, tokenizer: tokenizers.TextTokenizer
+) -> specs.TwoTowerSpec:
+  """The spec of the config's preset, for this tokenizer."""
+  options = model_options(config)
+  options["image_size"] = config.model.image_size
+  options["max_length"] = config.data.text_length
+  if config.model.preset == "tiny":
+    options["vocab_size"] = tokenizer.vocab_size
+  try:
+    return presets.spec(config.model.preset, **options)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(f"config.model: {error}") from error
+
+
+def load_dense(config: ml_collections.ConfigDict) -> store.Loaded:
+  """The dense checkpoint of a config, checked against its preset.
+
+  Raises:
+    UserError: missing, corrupt, compact already, or of another architecture
+      (every mismatch is listed).
+  """
+  if not config.checkpoint:
+    raise errors.UserError(
+      "config.checkpoint is empty: give the folder of a dense model, such as "
+      "the `model` folder that train.py wrote"
+    )
+  loaded = store.load(config.checkpoint)
+  tokenizer = tokenizers.load(loaded.tokenizer_json)
+  if any(
+    not getattr(loaded.spec, tower).encoder.scan for tower in two_tower.TOWERS
+  ):
+    raise errors.UserError(
+      f"{config.checkpoint} holds a compact model; prune.py starts from a dense "
+      "one: give the folder that train.py wrote"
+    )
+  wanted = new_spec(config, tokenizer)
+  shapes = two_tower.param_shapes(wanted)
+  tensors.check_tree(loaded.params, shapes, config.checkpoint)
+  spec = with_options(loaded.spec, model_options(config))
+  return dataclasses.replace(loaded, spec=spec)
+
+
+def mesh_and_rules(
+  config: ml_collections.ConfigDict, batches: Mapping[str, tuple[int, int]]
+) -> tuple[jax.sharding.Mesh, sharding.Rules]:
+  """All devices, and the rules of the config.
+
+  Args:
+    config: the experiment.
+    batches: name -> (batch size, microbatches), checked against the devices.
+  """
+  if config.sharding not in RULES:
+    raise errors.UserError(
+      f"config.sharding must be one of {', '.join(RULES)}, not "
+      f"{config.sharding!r}"
+    )
+  mesh = sharding.make_mesh()
+  for name, (size, parts) in batches.items():
+    try:
+      sharding.check_batch(size, mesh, parts)
+    except errors.UserError as error:
+      raise errors.UserError(f"config.{name}: {error}") from error
+  return mesh, RULES[config.sharding]
+
+
+def schedule(
+  section: ml_collections.ConfigDict, extra: int = 0
+) -> fit.Schedule:
+  """The schedule of a `train` or `finetune` section, `extra` steps longer."""
+  return fit.Schedule(
+    steps=section.steps + extra,
+    chunk=section.chunk,
+    learning_rate=section.learning_rate,
+    warmup=section.warmup,
+    weight_decay=section.weight_decay,
+    save_every=section.save_every,
+  )
+
+
+class Evaluator:
+  """Recalls of one model on any split, compiled once.
+
+  Args:
+    spec: the model.
+    mesh: devices; evaluation batches are split over them.
+  """
+
+  def __init__(self, spec: specs.TwoTowerSpec, mesh: jax.sharding.Mesh):
+    model = two_tower.TwoTower(spec)
+
+    def embed(params, masks, policies, batch):
+      return two_tower.embed(model, params, batch, masks, policies)
+
+    self._split = sharding.batch_sharding(mesh)
+    self._whole = sharding.replicated(mesh)
+    self._embed = compiled.Compiled(embed)
+
+  @property
+  def compilations(self) -> int:
+    return self._embed.compilations
+
+  def __call__(
+    self,
+    params: Mapping,
+    masks: Mapping | None,
+    policies: Mapping | None,
+    batches: pipelines.EvalBatches,
+  ) -> dict[str, float]:
+    """The recalls of a split."""
+    fixed = jax.device_put((params, masks, policies), self._whole)
+
+    def embed(batch):
+      arrays = {key: batch[key] for key in ("image", "text_ids", "text_mask")}
+      return self._embed(*fixed, jax.device_put(arrays, self._split))
+
+    return retrieval.evaluate(embed, batches)
+
+
+def versions() -> dict[str, str]:
+  """Versions of what the numbers depend on."""
+  names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+  return {
+    "comp_jax": importlib.metadata.version("comp_jax"),
+    **{name: importlib.metadata.version(name) for name in names},
+  }
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The config as nested plain dicts."""
+  return config.to_dict()
+
+
+def folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  """A subfolder of the workdir, made when missing."""
+  path = workdir / name
+  path.mkdir(parents=True, exist_ok=True)
+  return path

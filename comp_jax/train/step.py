@@ -1,0 +1,119 @@
+"""Pure training steps: gradients, CIM statistics, one update.
+
+Nothing here knows of devices; the callers jit.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from comp_jax.core import importance
+from comp_jax.core import masks as masks_lib
+from comp_jax.core import prunable as prunable_lib
+from comp_jax.core import tokens as tokens_lib
+
+Loss = Callable[[Any, Mapping], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+  """A model and the loss it is trained on.
+
+  Attributes:
+    prunable: the model.
+    loss: (output, batch) -> scalar, a mean over the batch.
+    gate: CIT in the token rule.
+    combine: `drop` or `merge`.
+    microbatches: gradient accumulation: parts a batch is split into. A
+      contrastive loss then sees the negatives of its part alone.
+  """
+
+  prunable: prunable_lib.Prunable
+  loss: Loss
+  gate: bool = True
+  combine: str = "drop"
+  microbatches: int = 1
+
+  def policies(self, thetas: Mapping) -> dict[str, tokens_lib.TokenPolicy]:
+    """The `mask` execution of each tower at these thresholds."""
+    return {
+      tower: tokens_lib.TokenPolicy(
+        theta=theta, gate=self.gate, combine=self.combine
+      )
+      for tower, theta in thetas.items()
+    }
+
+  def gradients(
+    self,
+    params: Mapping,
+    batch: Mapping,
+    masks: Mapping | None,
+    policies: Mapping | None,
+    estimator: importance.Estimator,
+  ) -> tuple[Float[Array, ""], Mapping, Mapping]:
+    """Loss, gradients and the parameter-score statistics of one batch.
+
+    Args:
+      params: weights.
+      batch: arrays [b, ...].
+      masks: soft masks, or None for a model without.
+      policies: token policies.
+      estimator: what to gather; `none` gathers zeros.
+
+    Returns:
+      The loss, gradients like `params`, statistics like
+      `importance.empty(...).total`, all means over microbatches.
+    """
+    part = lambda b: self._gradients(params, b, masks, policies, estimator)  # noqa: E731
+    if self.microbatches == 1:
+      return part(batch)
+    parts = jax.tree.map(
+      lambda x: x.reshape(self.microbatches, -1, *x.shape[1:]), batch
+    )
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, first)
+    )
+    add = lambda total, b: (jax.tree.map(jnp.add, total, part(b)), None)  # noqa: E731
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / self.microbatches, total)
+
+  def _gradients(self, params, batch, masks, policies, estimator):
+    groups = self.prunable.groups
+    tapped = estimator.kind == "taylor" and masks is not None
+    probes = masks_lib.ones(groups) if tapped else None
+
+    def objective(params, probes):
+      output, aux = self.prunable.forward(
+        params, batch, masks, probes, policies, estimator
+      )
+      return self.loss(output, batch), aux
+
+    if tapped:
+      (loss, _), (grads, statistics) = jax.value_and_grad(
+        objective, argnums=(0, 1), has_aux=True
+      )(params, probes)
+      return loss, grads, statistics
+    (loss, aux), grads = jax.value_and_grad(objective, has_aux=True)(
+      params, None
+    )
+    statistics = importance.empty(groups, estimator).total
+    if estimator.kind == "wanda":
+      statistics = {tower: aux[tower]["moments"] for tower in statistics}
+    return loss, grads, statistics
+
+
+def update(
+  optimizer: optax.GradientTransformation,
+  params: Mapping,
+  state: Any,
+  grads: Mapping,
+) -> tuple[Mapping, Any]:
+  """One optimiser step."""
+  updates, state = optimizer.update(grads, state, params)
+  return optax.apply_updates(params, updates), state

@@ -1,0 +1,37 @@
+"""Settings of every test: eight devices, checked shapes, no silent repairs."""
+
+import os
+import pathlib
+import sys
+import types
+
+# Before the first import of JAX, so that XLA reads them.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import beartype
+import jax
+import jaxtyping
+
+jax.config.update("jax_num_cpu_devices", 8)
+# Catches a mask of [m] against [b, n, m] that should have named its axes.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiled programs are kept between runs. The size limit makes JAX lock the
+# folder, so that test runs at the same time cannot read each other's halves.
+_CACHE = pathlib.Path(
+  os.environ.get("COMP_JAX_TEST_CACHE", "~/.cache/comp_jax/xla")
+).expanduser()
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# Before the first import of comp_jax: checks each annotated shape and type. An
+# int is taken for a float, as PEP 484 has it; the hook finds its checker by
+# name only.
+_checker = types.ModuleType("comp_jax_type_checker")
+_checker.check = beartype.beartype(
+  conf=beartype.BeartypeConf(is_pep484_tower=True)
+)
+sys.modules[_checker.__name__] = _checker
+jaxtyping.install_import_hook("comp_jax", f"{_checker.__name__}.check")

@@ -1,0 +1,610 @@
+"""Parameter importance against NumPy readings of Eq. 3 and 4, and the tap."""
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from comp_jax.core import groups as groups_lib
+from comp_jax.core import importance
+from comp_jax.core import masks as masks_lib
+from comp_jax.core import tokens
+from comp_jax.models import encoder as encoder_lib
+from comp_jax.models import specs
+from comp_jax.models import two_tower
+from tests.core import reference
+
+FEW = hypothesis.settings(max_examples=30, derandomize=True, deadline=None)
+# What is compiled here runs once.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def _random(rng, shapes, scale):
+  """Parameters of these shapes; norms and layer scales around 1."""
+
+  def draw(path, shape):
+    value = rng.normal(size=shape.shape) * scale
+    name = path[-1].key
+    return jnp.asarray(value + (name[:5] in ("scale", "layer")), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+# --- Eq. 3 and 4 ----------------------------------------------------------
+
+
+@FEW
+@hypothesis.given(seed=st.integers(0, 10**6), cip=st.booleans())
+def test_token_weights_are_shares_of_the_pool(seed, cip):
+  rng = np.random.default_rng(seed)
+  shape = (3, 7)
+  valid = rng.random(shape) < 0.8
+  valid[:, 1] = True
+  protected = rng.random(shape) < 0.3
+  protected[:, 1] = False
+  readout = np.zeros(shape, bool)
+  readout[:, 0] = seed % 2
+  protected[:, 0] = True
+  pool = valid & ~protected
+  # Scores of tokens that are gone by now must not count.
+  scores = rng.random(shape).astype(np.float32)
+  scores[2] = 0.0
+  weights = importance.token_weights(
+    *map(jnp.asarray, (scores, valid, pool, readout & valid)), cip
+  )
+  expected = [
+    reference.token_weights(scores[b], valid[b], pool[b], readout[b], cip)
+    for b in range(3)
+  ]
+  np.testing.assert_allclose(weights, expected, atol=1e-6)
+  assert not np.asarray(weights)[~valid].any()
+
+
+def test_weighted_moment_is_a_mean_over_samples():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(3, 5, 2, 4))
+  w = rng.random((3, 5))
+  got = importance.weighted_moment(
+    jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32)
+  )
+  expected = reference.moment(list(zip(x, w, strict=True)))
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def _group(kind, granularity="head", layer_scale=True):
+  table = groups_lib.encoder_groups(
+    tower="vision", mode="m", layers=2, heads=3, head_width=2, neurons=5,
+    granularity=granularity, layer_scale=layer_scale,
+  )
+  return table[("attn", "mlp").index(kind)]
+
+
+@pytest.mark.parametrize("layer_scale", [True, False])
+@pytest.mark.parametrize("granularity", ["head", "channel"])
+def test_wanda_score_is_equation_3(layer_scale, granularity):
+  rng = np.random.default_rng(1)
+  heads = rng.normal(size=(2, 3, 2, 4))
+  down = rng.normal(size=(2, 5, 4))
+  scales = rng.normal(size=(2, 2, 4))
+  layers = {
+    "attention": {"out": {"kernel": heads}},
+    "mlp": {"down": {"kernel": down}},
+  }
+  if layer_scale:
+    layers |= {"layer_scale1": scales[0], "layer_scale2": scales[1]}
+  params = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.float32),
+    {"vision": {"encoder": {"layers": layers}}},
+  )
+  a = {"attn": rng.random((2, 3, 2)), "mlp": rng.random((2, 5))}
+  for index, (kind, kernel) in enumerate((("attn", heads), ("mlp", down))):
+    group = _group(kind, granularity, layer_scale)
+    got = importance.wanda_score(
+      params, group, jnp.asarray(a[kind], jnp.float32)
+    )
+    bare = importance.magnitude_score(params, group)
+    for layer in range(2):
+      scale = scales[index, layer] if layer_scale else np.ones(4)
+      for score, moment in ((got, a[kind]), (bare, np.ones_like(a[kind]))):
+        rows = reference.wanda_rows(
+          kernel[layer].reshape(-1, 4), scale, moment[layer].reshape(-1)
+        )
+        if kind == "attn":
+          # A head's score is the mean over its rows.
+          rows = rows.reshape(3, 2).mean(1 if granularity == "head" else 0)
+        np.testing.assert_allclose(score[layer], rows, rtol=1e-5)
+
+
+def test_estimators_refuse_unknown_options():
+  with pytest.raises(ValueError, match="guess"):
+    importance.Estimator(kind="guess")
+  with pytest.raises(ValueError, match="max"):
+    importance.Estimator(reduce="max")
+
+
+def test_accumulator_averages_over_steps():
+  table = (_group("attn"), _group("mlp"))
+  unit = importance.empty(table, importance.Estimator())
+  rows = importance.empty(table, importance.Estimator(kind="wanda"))
+  shapes = [
+    jax.tree.map(lambda x: x.shape, x.total)["vision"] for x in (unit, rows)
+  ]
+  assert shapes == [
+    {"attn": (2, 3), "mlp": (2, 5)},
+    {"attn": (2, 3, 2), "mlp": (2, 5)},
+  ]
+  assert all((x == 0).all() for x in jax.tree.leaves(unit.mean))
+  total = unit
+  for value in (1.0, 2.0, 6.0):
+    total = total.add(
+      jax.tree.map(lambda x, v=value: jnp.full_like(x, v), unit.total)
+    )
+  assert float(total.steps) == 3
+  assert all((x == 3).all() for x in jax.tree.leaves(total.mean))
+
+
+# --- standardise ----------------------------------------------------------
+
+
+def _numpy_standard(score, live, how):
+  result = np.zeros_like(score)
+  units = [tuple(u) for u in np.argwhere(live)]
+  everyone = np.array([score[u] for u in units])
+  for u in units:
+    layer = score[u[0]][live[u[0]]]
+    if how == "layer_mean":
+      result[u] = score[u] / np.abs(layer).mean()
+    elif how == "isomorphic":
+      result[u] = (everyone <= score[u]).sum() / len(everyone)
+    elif how == "layer_rank":
+      result[u] = (layer <= score[u]).mean()
+    elif how == "none":
+      result[u] = score[u]
+    else:
+      pool = everyone if how == "z_pooled" else layer
+      result[u] = (score[u] - pool.mean()) / pool.std(ddof=1)
+  return result
+
+
+@pytest.mark.parametrize("how", importance.STANDARDISATIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_standardised_scores_are_numpys(how, seed):
+  rng = np.random.default_rng(seed)
+  scale = np.array([[1e-3], [1.0], [50.0]])
+  score = rng.normal(size=(3, 8)) * scale + 0.3 * scale
+  live = rng.random((3, 8)) < 0.7
+  live[:, :2] = True
+  standard = jax.jit(importance.standardise, static_argnums=2)
+  got = standard(
+    jnp.asarray(score, jnp.float32), jnp.asarray(live, jnp.float32), how
+  )
+  expected = _numpy_standard(score, live, how)
+  np.testing.assert_allclose(np.asarray(got)[live], expected[live], rtol=2e-5)
+  # Dead units say nothing, whatever they hold.
+  noisy = np.where(live, score, 1e6 * rng.normal(size=score.shape))
+  other = standard(
+    jnp.asarray(noisy, jnp.float32), jnp.asarray(live, jnp.float32), how
+  )
+  np.testing.assert_array_equal(
+    np.asarray(other)[live], np.asarray(got)[live]
+  )
+
+
+def test_layer_mean_keeps_the_sign_and_survives_empty_layers():
+  score = jnp.array([[-3.0, 1.0], [0.0, 0.0], [2.0, 4.0]])
+  live = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+  got = np.asarray(importance.standardise(score, live, "layer_mean"))
+  np.testing.assert_allclose(got[:2], [[-1.5, 0.5], [0.0, 0.0]])
+  for how in importance.STANDARDISATIONS:
+    got = np.asarray(importance.standardise(score, live, how))
+    assert np.isfinite(got[:2]).all()
+
+
+def test_isomorphic_ranks_run_to_one_over_the_group():
+  score = jnp.array([[5.0, -1.0, 2.0], [100.0, 3.0, 0.0]])
+  live = jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+  got = np.asarray(importance.standardise(score, live, "isomorphic"))
+  np.testing.assert_allclose(got[0], [0.8, 0.2, 0.6])
+  np.testing.assert_allclose(got[1, [0, 2]], [1.0, 0.4])
+
+
+def test_unknown_standardisation_is_refused():
+  with pytest.raises(ValueError, match="median"):
+    importance.standardise(jnp.ones((1, 2)), jnp.ones((1, 2)), "median")
+
+
+def test_comparable_scores_standardise_each_group_apart():
+  table = (_group("attn"), _group("mlp"))
+  rng = np.random.default_rng(2)
+  draw = lambda g: jnp.asarray(rng.random((g.layers, g.units)), jnp.float32)  # noqa: E731
+  statistics = masks_lib.build(table, draw)
+  live = masks_lib.ones(table)
+
+  def scores(name, key):
+    return importance.comparable_scores(
+      name, {}, table, statistics, live, "layer_mean", jax.random.key(key)
+    )
+
+  got = scores("taylor", 0)
+  for name in ("attn", "mlp"):
+    raw = np.asarray(statistics["vision"][name])
+    np.testing.assert_allclose(
+      got["vision"][name], raw / raw.mean(1, keepdims=True), rtol=1e-5
+    )
+  # Random scores differ between keys.
+  first, again, other = (
+    np.asarray(scores("random", key)["vision"]["mlp"]) for key in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 0.1
+
+
+# --- a whole encoder against NumPy -----------------------------------------
+
+ENCODERS = {
+  # (pre-norm, LayerScale, CLS read out, CIT, CIP, combine)
+  "vision": (True, True, True, True, True, "drop"),
+  "text": (False, False, False, True, True, "merge"),
+  "vision_base": (True, False, True, False, False, "drop"),
+}
+DEPTH, N, WIDTH = 3, 9, 8
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_scores_drops_and_moments_are_numpys(name):
+  pre, layer_scale, reads_cls, gate, cip, combine = ENCODERS[name]
+  rng = np.random.default_rng(3)
+  spec = specs.encoder(
+    width=WIDTH, depth=DEPTH, heads=2, mlp=6, norm_first=pre, norm_eps=1e-6,
+    layer_scale=layer_scale,
+  )
+  module = encoder_lib.Encoder(spec)
+  lengths = [9, 9, 9] if reads_cls else [9, 5, 7]
+  valid = np.arange(N)[None] < np.array(lengths)[:, None]
+  first = np.arange(N)[None] == np.zeros((3, 1), int)
+  last = np.arange(N)[None] == np.array(lengths)[:, None] - 1
+  protected = first if reads_cls else first | last
+  readout = first if reads_cls else np.zeros_like(first)
+  x = rng.normal(size=(3, N, WIDTH)).astype(np.float32)
+  state = tokens.TokenState(
+    x=jnp.asarray(x),
+    valid=jnp.asarray(valid),
+    protected=jnp.asarray(protected),
+    readout=jnp.asarray(readout),
+  )
+  shapes = jax.eval_shape(module.init, jax.random.key(0), state)
+  params = _random(rng, shapes, 0.5)
+  masks = {
+    "attn": rng.uniform(0.2, 1, (DEPTH, 2)).astype(np.float32),
+    "mlp": rng.uniform(0, 1, (DEPTH, 6)).astype(np.float32),
+  }
+  masks["attn"][1, 0] = masks["mlp"][:, 2] = 0.0
+  policy = tokens.TokenPolicy(
+    theta=jnp.float32(0.7), gate=gate, combine=combine
+  )
+  estimator = importance.Estimator(kind="wanda", cip=cip)
+  run = jax.jit(
+    functools.partial(module.apply, estimator=estimator),
+    compiler_options=QUICK,
+  )
+  out, aux = run(params, state, jax.tree.map(jnp.asarray, masks), None, policy)
+
+  stacked = jax.tree.map(np.float64, params["params"]["layers"])
+  layers = [
+    jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(DEPTH)
+  ]
+  traces = []
+  for b, length in enumerate(lengths):
+    end, positions, trace = reference.encode(
+      layers,
+      np.float64(x[b, :length]),
+      protected[b, :length],
+      readout[b, :length],
+      masks=masks,
+      theta=0.7,
+      gate=gate,
+      merge=combine == "merge",
+      norm_first=pre,
+      eps=1e-6,
+      scale_width=WIDTH // 2,
+    )
+    traces.append(trace)
+    np.testing.assert_allclose(out.x[b][positions], end, atol=2e-5)
+    counts = [length]
+    for layer, step in enumerate(trace):
+      live = step["positions"]
+      scores = np.zeros(N)
+      scores[live] = step["scores"]
+      np.testing.assert_allclose(aux["scores"][layer, b], scores, atol=1e-5)
+      left = live[step["left"]].tolist()
+      assert np.flatnonzero(aux["valid"][layer + 1, b]).tolist() == left
+      counts.append(len(left))
+    assert aux["counts"][b].tolist() == counts
+  # The threshold did something, in each sample and layer by layer.
+  dropped = np.asarray(aux["counts"][:, 0] - aux["counts"][:, -1])
+  assert (dropped > 0).any() and len(set(dropped.tolist())) > 1
+
+  expected = reference.encoder_moments(traces, cip)
+  for kind in ("attn", "mlp"):
+    got = np.asarray(aux["moments"][kind])
+    np.testing.assert_allclose(
+      got, np.stack(expected[kind]), rtol=1e-4, atol=1e-7
+    )
+
+
+# --- the tap --------------------------------------------------------------
+
+
+def _tap_inputs(rng):
+  z = rng.normal(size=(2, 3, 4, 2)).astype(np.float32)
+  y_bar = rng.normal(size=z.shape).astype(np.float32)
+  weights = rng.random((2, 3)).astype(np.float32)
+  return z, y_bar, weights
+
+
+@pytest.mark.parametrize("granularity", ["head", "channel"])
+@pytest.mark.parametrize("reduce", ["signed", "abs"])
+def test_tap_by_brute_force(granularity, reduce):
+  rng = np.random.default_rng(4)
+  z, y_bar, weights = _tap_inputs(rng)
+  by_head = granularity == "head"
+  mask = rng.random((4, 1) if by_head else (1, 2)).astype(np.float32)
+
+  def apply(z, mask, probe):
+    return importance.tap(reduce, z, mask, probe, jnp.asarray(weights))
+
+  out, pull = jax.vjp(apply, jnp.asarray(z), jnp.asarray(mask), jnp.asarray(mask))
+  np.testing.assert_array_equal(out, z * mask)
+  z_bar, mask_bar, score = pull(jnp.asarray(y_bar))
+  np.testing.assert_allclose(z_bar, y_bar * mask, rtol=1e-6)
+  # The masks are no weights: nothing learns them.
+  assert not np.any(mask_bar)
+  expected = np.zeros(4 if by_head else 2)
+  for b in range(2):
+    sample = np.zeros_like(expected)
+    for n in range(3):
+      for h in range(4):
+        for e in range(2):
+          unit = h if by_head else e
+          sample[unit] -= weights[b, n] * z[b, n, h, e] * y_bar[b, n, h, e]
+    expected += np.abs(sample) if reduce == "abs" else sample
+  assert score.shape == mask.shape
+  np.testing.assert_allclose(score.reshape(-1), expected, rtol=1e-4)
+
+
+def test_tap_of_half_precision_sums_in_float32():
+  z = jnp.full((1, 4096, 1), 1 / 64, jnp.bfloat16)
+  mask = jnp.ones(1)
+
+  def apply(probe):
+    return importance.tap("signed", z, mask, probe, jnp.ones((1, 4096)))
+
+  out, pull = jax.vjp(apply, mask)
+  (score,) = pull(jnp.full_like(out, 1 / 64))
+  np.testing.assert_allclose(score, [-1.0], rtol=1e-6)
+
+
+SEP = 3
+# One tower of each granularity.
+GRANULARITY = {"vision": "head", "text": "channel"}
+
+
+def _model(**changes):
+  def encoder(tower, **options):
+    return specs.encoder(
+      width=8, depth=2, heads=2, mlp=6, norm_eps=1e-6,
+      granularity=GRANULARITY[tower], **options, **changes,
+    )
+
+  return specs.TwoTowerSpec(
+    vision=specs.VitSpec(
+      image_size=6,
+      patch_size=2,
+      encoder=encoder("vision", norm_first=True, layer_scale=True),
+    ),
+    text=specs.BertSpec(
+      vocab_size=20,
+      max_length=6,
+      sep_id=SEP,
+      encoder=encoder("text", norm_first=False),
+    ),
+    joint_width=4,
+  )
+
+
+def _batch():
+  rng = np.random.default_rng(5)
+  ids = np.array(
+    [[2, 5, 6, 7, SEP, 0], [2, 8, 9, 10, 11, SEP], [2, 12, 13, SEP, 0, 0]],
+    np.int32,
+  )
+  image = rng.integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
+  return {
+    "image": jnp.asarray(image),
+    "text_ids": jnp.asarray(ids),
+    "text_mask": jnp.asarray(ids > 0),
+  }
+
+
+def _inputs():
+  """Stacked parameters and soft masks of `_model`."""
+  rng = np.random.default_rng(6)
+  model = two_tower.TwoTower(_model())
+  shapes = jax.eval_shape(model.init, jax.random.key(0), _batch())
+  params = _random(rng, shapes["params"], 0.3)
+  masks = masks_lib.build(
+    two_tower.groups(_model(), min_neurons=1),
+    lambda g: jnp.asarray(
+      rng.uniform(0.2, 1.0, (g.layers, g.units)), jnp.float32
+    ),
+  )
+  return params, masks
+
+
+def _policies():
+  return {
+    "vision": tokens.TokenPolicy(theta=jnp.float32(0.9)),
+    "text": tokens.TokenPolicy(theta=jnp.float32(0.8)),
+  }
+
+
+def _loss(output):
+  logits = 3.0 * jnp.einsum(
+    "bp,cp->bc", output["image_embedding"], output["text_embedding"]
+  )
+  labels = jnp.eye(3)
+  return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1))
+
+
+@pytest.fixture(scope="module")
+def scanned():
+  """Under scan and remat: (gradient or score, (output, aux)) by name."""
+  params, masks = _inputs()
+  model = two_tower.TwoTower(_model(remat=True))
+  probes = jax.tree.map(jnp.zeros_like, masks)
+
+  def loss(masks, probes, estimator):
+    output, aux = model.apply(
+      {"params": params}, _batch(), masks, probes, _policies(), estimator
+    )
+    return _loss(output), (output, aux)
+
+  def run(masks, probes):
+    score = jax.grad(loss, argnums=1, has_aux=True)
+    return {
+      "gradient": jax.grad(loss, has_aux=True)(masks, None, None),
+      "unweighted": score(masks, probes, importance.Estimator(cip=False)),
+      "weighted": score(masks, probes, importance.Estimator()),
+    }
+
+  return jax.jit(run, compiler_options=QUICK)(masks, probes)
+
+
+def _close(got, expected, atol):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5),
+    got,
+    expected,
+  )
+
+
+def test_unweighted_tap_is_minus_the_mask_gradient(scanned):
+  gradient, score = scanned["gradient"][0], scanned["unweighted"][0]
+  _close(score, jax.tree.map(jnp.negative, gradient), 1e-6)
+  assert min(np.abs(x).max() for x in jax.tree.leaves(gradient)) > 1e-3
+  # The weights matter.
+  differences = jax.tree.map(
+    lambda a, b: float(np.abs(a - b).max()), scanned["weighted"][0], score
+  )
+  assert min(jax.tree.leaves(differences)) > 1e-4
+
+
+def test_taps_change_nothing_in_the_forward_pass(scanned):
+  for name in ("unweighted", "weighted"):
+    _close(scanned[name][1], scanned["gradient"][1], 1e-6)
+  # Tokens are dropped in both towers, and in the middle of the stack.
+  for tower in two_tower.TOWERS:
+    counts = np.asarray(scanned["weighted"][1][1][tower]["counts"])
+    assert (counts[:, 1] < counts[:, 0]).any()
+
+
+@pytest.fixture(scope="module")
+def captured():
+  """Unrolled and untapped: every masked z, its weights, its y_bar; the aux."""
+  params, masks = _inputs()
+  unrolled = dict(params)
+  for tower in two_tower.TOWERS:
+    stacked = params[tower]["encoder"]["layers"]
+    rows = {
+      f"layers_{i}": jax.tree.map(lambda p, i=i: p[i], stacked)
+      for i in range(2)
+    }
+    unrolled[tower] = {**params[tower], "encoder": rows}
+  model = two_tower.TwoTower(_model(scan=False))
+  probes = jax.tree.map(jnp.zeros_like, masks)
+
+  def forward(sites):
+    """The loss with `sites[i]` added to the i-th masked value."""
+    seen = []
+
+    def capture(reduce, z, mask, probe, weights):
+      del reduce, probe
+      index = len(seen)
+      seen.append((z, weights))
+      y = z * mask[None, None]
+      return y if sites is None else y + sites[index]
+
+    original, importance.tap = importance.tap, capture
+    try:
+      output, aux = model.apply(
+        {"params": unrolled}, _batch(), masks, probes, _policies(),
+        importance.Estimator(),
+      )
+    finally:
+      importance.tap = original
+    return _loss(output), (seen, aux)
+
+  shapes = jax.eval_shape(lambda: forward(None)[1][0])
+  zeros = [jnp.zeros(z.shape) for z, _ in shapes]
+  gradient = jax.jit(
+    jax.grad(forward, has_aux=True), compiler_options=QUICK
+  )
+  y_bar, (seen, aux) = gradient(zeros)
+  return seen, y_bar, aux
+
+
+SITES = ("attn", "attn", "attn", "mlp")  # q, k, v and the MLP's hidden.
+
+
+def test_tap_weights_are_the_layers_own_shares(captured):
+  seen, _, aux = captured
+  ids = np.asarray(_batch()["text_ids"])
+  index = 0
+  for tower in two_tower.TOWERS:
+    valid = np.asarray(aux[tower]["valid"])
+    protected = np.zeros(valid.shape[1:], bool)
+    protected[:, 0] = True
+    readout = protected if tower == "vision" else np.zeros_like(protected)
+    if tower == "text":
+      protected = protected | (ids == SEP)
+    for layer in range(2):
+      for site in SITES:
+        # The MLP sees the tokens that this layer's rule left.
+        alive = valid[layer + (site == "mlp")]
+        for b in range(3):
+          expected = reference.token_weights(
+            np.asarray(aux[tower]["scores"][layer, b], np.float64),
+            alive[b],
+            alive[b] & ~protected[b],
+            readout[b],
+            cip=True,
+          )
+          np.testing.assert_allclose(seen[index][1][b], expected, atol=1e-6)
+        index += 1
+  assert index == len(seen) == 16
+
+
+def test_weighted_tap_is_brute_force(captured, scanned):
+  seen, y_bar, _ = captured
+  index = 0
+  for tower in two_tower.TOWERS:
+    got = scanned["weighted"][0][tower]
+    # [b, n, heads, head width]: a channel is shared by all heads.
+    axes = "bn,bnhe->h" if GRANULARITY[tower] == "head" else "bn,bnhe->e"
+    for layer in range(2):
+      score = {"attn": 0.0, "mlp": 0.0}
+      for site in SITES:
+        z, w = (np.float64(x) for x in seen[index])
+        product = -z * np.float64(y_bar[index])
+        score[site] += np.einsum(
+          axes if site == "attn" else "bn,bnm->m", w, product
+        )
+        index += 1
+      for kind, expected in score.items():
+        np.testing.assert_allclose(
+          got[kind][layer], expected, atol=1e-6, rtol=1e-5
+        )

@@ -1,0 +1,134 @@
+"""Small two-tower models, random parameters and batches for the tests."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from comp_jax.models import specs, two_tower
+
+VOCAB, LENGTH, SEP = 40, 12, 3
+
+
+def spec(
+  *, layer_scale=True, readout="mean", depth=(3, 2), **options
+) -> specs.TwoTowerSpec:
+  return specs.TwoTowerSpec(
+    vision=specs.VitSpec(
+      image_size=32,
+      patch_size=8,
+      encoder=specs.encoder(
+        width=24,
+        depth=depth[0],
+        heads=3,
+        mlp=40,
+        norm_first=True,
+        norm_eps=1e-6,
+        layer_scale=layer_scale,
+        **options,
+      ),
+    ),
+    text=specs.BertSpec(
+      vocab_size=VOCAB,
+      max_length=LENGTH,
+      readout=readout,
+      sep_id=SEP,
+      encoder=specs.encoder(
+        width=16,
+        depth=depth[1],
+        heads=4,
+        mlp=36,
+        norm_first=False,
+        norm_eps=1e-12,
+        **options,
+      ),
+    ),
+    joint_width=20,
+  )
+
+
+def with_encoders(model: specs.TwoTowerSpec, **changes):
+  """The spec with the same change in both encoders."""
+  sides = {
+    tower: dataclasses.replace(
+      getattr(model, tower),
+      encoder=dataclasses.replace(getattr(model, tower).encoder, **changes),
+    )
+    for tower in two_tower.TOWERS
+  }
+  return dataclasses.replace(model, **sides)
+
+
+def params(model: specs.TwoTowerSpec, seed=0):
+  """Random values everywhere: no bias is 0 and no scale is 1."""
+  rng = np.random.default_rng(seed)
+  flat = traverse_util.flatten_dict(two_tower.param_shapes(model))
+
+  def draw(path, shape):
+    value = rng.normal(size=shape)
+    if path[-1] == "logit_scale":
+      return np.float32(2.0)
+    if path[-1] == "scale" or path[-1].startswith("layer_scale"):
+      return (1.0 + 0.3 * value).astype(np.float32)
+    if path[-1] == "kernel":
+      return (0.25 * value).astype(np.float32)
+    return (0.3 * value).astype(np.float32)
+
+  return traverse_util.unflatten_dict(
+    {path: draw(path, leaf.shape) for path, leaf in sorted(flat.items())}
+  )
+
+
+def unrolled(tree, model: specs.TwoTowerSpec):
+  """Stacked parameters as those of the unrolled dense model."""
+  tree = jax.tree.map(np.asarray, tree)
+  for tower in two_tower.TOWERS:
+    encoder = {
+      f"layers_{i}": jax.tree.map(
+        lambda x, i=i: x[i], tree[tower]["encoder"]["layers"]
+      )
+      for i in range(getattr(model, tower).encoder.depth)
+    }
+    tree = {**tree, tower: {**tree[tower], "encoder": encoder}}
+  return tree
+
+
+def texts(rng, b, n=LENGTH):
+  """Ids and mask of texts of different lengths: [CLS] words [SEP] padding."""
+  lengths = rng.integers(4, n + 1, size=b)
+  lengths[0] = n
+  ids = rng.integers(4, VOCAB, size=(b, n)).astype(np.int32)
+  ids[:, 0] = 2
+  mask = np.arange(n)[None] < lengths[:, None]
+  ids[np.arange(b), lengths - 1] = SEP
+  ids[~mask] = 0
+  return ids, mask
+
+
+def batch(b=3, seed=1):
+  rng = np.random.default_rng(seed)
+  ids, mask = texts(rng, b)
+  image = rng.integers(0, 256, size=(b, 32, 32, 3)).astype(np.uint8)
+  return {"image": image, "text_ids": ids, "text_mask": mask}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "estimator"))
+def _run(model, tree, inputs, masks, probes, policies, estimator):
+  return two_tower.TwoTower(model).apply(
+    {"params": tree}, inputs, masks, probes, policies, estimator
+  )
+
+
+def apply(
+  model: specs.TwoTowerSpec,
+  tree,
+  inputs,
+  masks=None,
+  probes=None,
+  policies=None,
+  estimator=None,
+):
+  """The model's output and aux, jitted."""
+  return _run(model, tree, inputs, masks, probes, policies, estimator)

@@ -1,6 +1,6 @@
 """Trains a dense two-tower model.
 
-  python train.py --config=configs/emoji_tiny.py --workdir=runs/emoji_dense
+python train.py --config=configs/emoji_tiny.py --workdir=runs/emoji_dense
 """
 
 from comp_jax.cli import shell
@@ -8,8 +8,7 @@ from comp_jax.cli import shell
 
 def main(config, workdir):
   """Runs the job; 0 when it is done, 130 when a signal stopped it."""
-  from comp_jax.train import dense
-  from comp_jax.train import fit
+  from comp_jax.train import dense, fit
 
   try:
     results = dense.run(config, workdir)

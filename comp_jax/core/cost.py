@@ -42,9 +42,7 @@ def encoder_macs(
   attention = xp.asarray(attention_widths)[None]
   mlp = xp.asarray(mlp_widths)[None]
   if xp is jnp:
-    entering, leaving = (
-      x.astype(jnp.float32) for x in (entering, leaving)
-    )
+    entering, leaving = (x.astype(jnp.float32) for x in (entering, leaving))
   per_layer = (
     4 * width * attention * entering
     + 2 * attention * entering**2

@@ -217,7 +217,9 @@ def standardise(
     centred = score - mean(score)
     variance = mean(jnp.square(centred)) * count / jnp.maximum(count - 1, 1)
     return centred / jnp.sqrt(jnp.maximum(variance, 1e-30))
-  raise ValueError(f"standardise must be one of {STANDARDISATIONS}, not {how!r}")
+  raise ValueError(
+    f"standardise must be one of {STANDARDISATIONS}, not {how!r}"
+  )
 
 
 # JAX rebuilds a pytree around anything (shapes, shardings, None).

@@ -37,9 +37,7 @@ def build(
 
 def ones(groups: Sequence[groups_lib.Group]) -> dict:
   """The masks of a dense model."""
-  return build(
-    groups, lambda g: jnp.ones((g.layers, g.units), jnp.float32)
-  )
+  return build(groups, lambda g: jnp.ones((g.layers, g.units), jnp.float32))
 
 
 def soft(

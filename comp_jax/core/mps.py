@@ -110,9 +110,7 @@ def choose(
   open_ = ~exhausted
   greedy = jnp.argmin(jnp.where(open_, state.cost, jnp.inf))
   if not options.cost_aware:
-    greedy = jax.random.categorical(
-      order, jnp.where(open_, 0.0, -jnp.inf)
-    )
+    greedy = jax.random.categorical(order, jnp.where(open_, 0.0, -jnp.inf))
   idle = (state.stage - state.last).astype(jnp.float32)
   explorable = open_
   if options.explore_within is not None:
@@ -126,9 +124,7 @@ def choose(
   mode = jnp.where(explored, sampled, greedy)
   if options.cold_start == "execute":
     unseen = open_ & ~state.visited
-    first = jax.random.categorical(
-      order, jnp.where(unseen, 0.0, -jnp.inf)
-    )
+    first = jax.random.categorical(order, jnp.where(unseen, 0.0, -jnp.inf))
     mode = jnp.where(jnp.any(unseen), first, mode)
     explored = explored & ~jnp.any(unseen)
   none_left = jnp.all(exhausted)

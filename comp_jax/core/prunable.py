@@ -57,9 +57,7 @@ class Prunable:
     """What each unit costs: the gradient of the MACs, which are affine."""
     return jax.grad(self.macs)(masks, counts)
 
-  def removable(
-    self, masks: Mapping, counts: Mapping
-  ) -> Float[Array, " m"]:
+  def removable(self, masks: Mapping, counts: Mapping) -> Float[Array, " m"]:
     """MACs that each mode can still remove before it meets its floors."""
     unit_macs = self.unit_macs(masks, counts)
     left = dict.fromkeys(self.modes, jnp.zeros((), jnp.float32))

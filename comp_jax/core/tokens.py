@@ -139,17 +139,13 @@ def merge_dropped(
   return x, keep | slot
 
 
-def gather_indices(
-  keep: Bool[Array, "b n"], count: int
-) -> Int[Array, "b k"]:
+def gather_indices(keep: Bool[Array, "b n"], count: int) -> Int[Array, "b k"]:
   """The positions of the `count` tokens marked in `keep`, in order."""
   _, indices = jax.lax.top_k(keep.astype(jnp.float32), count)
   return jnp.sort(indices, axis=-1)
 
 
-def gather(
-  array: Array, indices: Int[Array, "b k"]
-) -> Array:
+def gather(array: Array, indices: Int[Array, "b k"]) -> Array:
   """The tokens of `array` ([b, n] or [b, n, d]) at `indices`."""
   if array.ndim == 3:
     indices = indices[..., None]

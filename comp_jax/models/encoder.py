@@ -43,6 +43,9 @@ class Projection(nn.Module):
         range(len(self.inputs), len(self.inputs) + len(self.outputs))
       ),
     )
+    if 0 in self.inputs + self.outputs:
+      # A layer may lose a whole block, which then has no fan.
+      initial = nn.initializers.zeros
     kernel = self.param("kernel", initial, self.inputs + self.outputs)
     bias = self.param("bias", nn.initializers.zeros, self.outputs)
     # One plain matrix product: XLA's CPU backend runs the gradients of a
@@ -50,7 +53,7 @@ class Projection(nn.Module):
     lead = x.shape[: x.ndim - len(self.inputs)]
     rows, columns = math.prod(self.inputs), math.prod(self.outputs)
     y = jnp.dot(
-      x.astype(self.dtype).reshape(-1, rows),
+      x.astype(self.dtype).reshape(math.prod(lead), rows),
       kernel.astype(self.dtype).reshape(rows, columns),
     )
     y = y + bias.astype(self.dtype).reshape(1, columns)

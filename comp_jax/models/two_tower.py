@@ -317,3 +317,22 @@ def initial_params(spec: specs.TwoTowerSpec, seed: int) -> dict:
   }
   init = jax.jit(TwoTower(spec).init)
   return init(jax.random.key(seed), batch)["params"]
+
+
+def prunable_compact(spec: specs.TwoTowerSpec) -> prunable_lib.Prunable:
+  """A compact model for the training loop: nothing is left to prune."""
+  model = TwoTower(spec)
+
+  def forward(params, batch, masks, probes, policies, estimator):
+    return model.apply(
+      {"params": params}, batch, masks, probes, policies, estimator
+    )
+
+  return prunable_lib.Prunable(
+    groups=(),
+    token_modes={},
+    protected={},
+    forward=forward,
+    tower_counts={},
+    macs=lambda masks, counts: macs(spec, masks, counts),
+  )

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from comp_jax.core import importance
-from comp_jax.core import mps
+from comp_jax.core import importance, mps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

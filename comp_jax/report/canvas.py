@@ -10,7 +10,7 @@ import matplotlib.figure
 import matplotlib.lines
 import numpy as np
 
-from comp_jax.report import style
+from comp_jax.report import style, text
 
 WIDTH = 9.2  # Inches.
 FONT = 9.0  # Points.
@@ -37,26 +37,6 @@ def dress(axes: matplotlib.axes.Axes, theme: style.Theme) -> None:
   )
   for label in (axes.xaxis.label, axes.yaxis.label):
     label.set(color=theme.muted, fontsize=FONT)
-
-
-def note(
-  axes: matplotlib.axes.Axes,
-  x: float,
-  y: float,
-  words: str,
-  theme: style.Theme,
-  below: bool = False,
-) -> None:
-  """Nothing; writes small muted words above or below a point."""
-  axes.annotate(
-    words,
-    (x, y),
-    (0, -4 if below else 4),
-    textcoords="offset points",
-    va="top" if below else "bottom",
-    color=theme.muted,
-    fontsize=FONT,
-  )
 
 
 def handle(
@@ -91,7 +71,7 @@ def legend(
     handles=handles,
     loc="upper left",
     bbox_to_anchor=(0.01, 1.0),
-    ncols=4 if len(handles) > 7 else len(handles),
+    ncols=len(handles) if len(handles) <= 6 else 4,
     frameon=False,
     fontsize=FONT,
     labelcolor=theme.ink,
@@ -112,6 +92,6 @@ def encode(figure: matplotlib.figure.Figure, format: str) -> bytes:
   return stream.getvalue()
 
 
-def floats(values: collections.abc.Iterable[float | None]) -> np.ndarray:
+def floats(values: collections.abc.Iterable[text.Number | None]) -> np.ndarray:
   """The values as an array, NaN where nothing was measured."""
   return np.array([np.nan if v is None else v for v in values], float)

@@ -70,8 +70,10 @@ th { color: var(--muted); font-weight: 600; white-space: normal;
 tr:last-child td { border-bottom: 0; }
 .w { text-align: left; }
 tr.main td { font-weight: 650; background: var(--strong); }
-.stages { font-size: .8rem; }
-.stages th, .stages td { padding: 6px 8px; }
+.stages { font-size: .77rem; }
+.stages th, .stages td { padding: 6px 5px; }
+.stages th:first-child, .stages td:first-child { padding-left: 14px; }
+.stages th:last-child, .stages td:last-child { padding-right: 14px; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 2px;
   margin-right: .5em; }
 .notes { font-size: .88rem; padding-left: 1.2em; margin: 12px 0 0; }
@@ -186,7 +188,8 @@ def figures(
     out.append(
       _figure(
         "Heads, neurons and tokens that each layer kept, against the dense "
-        "model.",
+        "model; a tick is the deployed graph's static count, the most that one "
+        "example keeps.",
         "Kept structure per layer",
         lambda dark: structure.kept(report["kept"], dark=dark),
       )

@@ -2,6 +2,7 @@
 
 import collections.abc
 import math
+import re
 
 import matplotlib.axes
 import matplotlib.collections
@@ -75,6 +76,12 @@ def patches(
           fontsize=9,
           color=theme.muted,
         )
+      # A frame, so that a white picture does not melt into the page.
+      axes.add_patch(
+        matplotlib.patches.Rectangle(
+          (0, 0), 1, 1, fill=False, edgecolor=theme.grid, clip_on=False
+        )
+      )
       if layer is not None:
         live = valid[row, layer + 1, 1:].reshape(grid, grid)
         _veil(axes, live)
@@ -87,7 +94,8 @@ def patches(
       color=theme.ink,
       parse_math=False,
     )
-  return canvas.encode(figure, format)
+  file = canvas.encode(figure, format)
+  return _share_pictures(file) if format == "svg" else file
 
 
 def side(patches: int) -> int:
@@ -122,6 +130,31 @@ def drawable(caption: str) -> str:
   path = matplotlib.font_manager.findfont("DejaVu Sans")
   glyphs = matplotlib.ft2font.FT2Font(path).get_charmap()
   return "".join(c if ord(c) in glyphs else "□" for c in caption)
+
+
+def _share_pictures(svg: bytes) -> bytes:
+  """The same drawing that holds each picture once, not once per column."""
+  names: dict[bytes, bytes] = {}
+  pictures = []
+
+  def use(found: re.Match[bytes]) -> bytes:
+    href, size, transform, look = found.groups()
+    if href not in names:
+      names[href] = b"picture%d" % len(names)
+      pictures.append(
+        b'<image id="%s" %s %s %s/>' % (names[href], href, size, look)
+      )
+    return b'<use xlink:href="#%s" %s/>' % (names[href], transform)
+
+  svg = re.sub(
+    rb'<image (xlink:href="[^"]+") id="[^"]*" (width="[^"]*" height="[^"]*") '
+    rb'(transform="[^"]*") (style="[^"]*")/>',
+    use,
+    svg,
+  )
+  head, figure, tail = svg.partition(b'<g id="figure_1">')
+  defs = b"<defs>\n" + b"\n".join(pictures) + b"\n</defs>\n "
+  return head + defs + figure + tail
 
 
 def _veil(axes: matplotlib.axes.Axes, live: Bool[np.ndarray, "g g"]) -> None:

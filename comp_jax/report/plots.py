@@ -2,8 +2,8 @@
 
 Each takes plain lists and arrays, draws on a Figure of its own (no pyplot, no
 global state) and returns the file's bytes. `dark` draws the same figure for a
-dark page. Kept structure is in `structure.py`, patches over
-sample images in `patches.py`, what they share in `canvas.py`.
+dark page. Kept structure is in `structure.py`, patches over sample images in
+`patches.py`, what they share in `canvas.py`.
 """
 
 import collections.abc
@@ -38,15 +38,15 @@ def stages(
     format: "svg" or "png".
   """
   theme = style.theme(dark)
-  figure = canvas.figure(theme, 5.6)
+  figure = canvas.figure(theme, 5.9)
   grid = figure.add_gridspec(
     3,
     1,
-    height_ratios=(0.13, 1, 1),
+    height_ratios=(0.13, 1, 1.25),
     hspace=0.10,
-    left=0.085,
+    left=0.105,
     right=0.985,
-    top=0.86,
+    top=0.89,
     bottom=0.085,
   )
   strip = figure.add_subplot(grid[0])
@@ -75,15 +75,24 @@ def stages(
   if macs.get("target") is not None:
     target = macs["target"] / scale
     cost.axhline(target, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
-    canvas.note(cost, x[0] - 0.4, target, "target", theme, below=True)
+    cost.annotate(
+      "target",
+      (x[0] - 0.42, target),
+      (0, 3),
+      textcoords="offset points",
+      color=theme.muted,
+      fontsize=canvas.FONT,
+    )
+  # The line only falls, so this corner is free.
   last = text.quantity(stages[-1]["macs"], macs["dense"])
   gone = text.removed(stages[-1]["macs"], macs["dense"])
-  cost.annotate(
-    f"{last}, {gone} removed",
-    (x[-1], done[-1]),
-    (0, 11),
-    textcoords="offset points",
+  cost.text(
+    0.99,
+    0.94,
+    f"{last} after stage {stages[-1]['index']}, {gone} removed",
+    transform=cost.transAxes,
     ha="right",
+    va="top",
     color=theme.ink,
     fontsize=canvas.FONT,
   )
@@ -129,7 +138,7 @@ def stages(
 
 def costs(
   stages: Stages,
-  probe: collections.abc.Mapping[str, float | None],
+  probe: collections.abc.Mapping[str, text.Number | None],
   *,
   dark: bool = False,
   format: str = "svg",
@@ -144,7 +153,7 @@ def costs(
   """
   theme = style.theme(dark)
   figure = canvas.figure(theme, 3.7)
-  axes = figure.add_axes((0.085, 0.13, 0.90, 0.74))
+  axes = figure.add_axes((0.105, 0.125, 0.88, 0.77))
   canvas.dress(axes, theme)
   modes = set(probe).union(*(stage["costs"] for stage in stages))
   modes.discard("warmup")
@@ -168,7 +177,7 @@ def costs(
       linewidth=1.8,
       zorder=2,
     )
-    run = np.array([stage["mode"] == mode for stage in stages])
+    run = np.array([style.pruned(stage["mode"], mode) for stage in stages])
     axes.plot(
       x[run],
       values[run],
@@ -204,11 +213,11 @@ def costs(
     seen += [value for value in values if np.isfinite(value)]
   axes.axhline(0, color=theme.muted, linewidth=0.8, zorder=1)
   size = np.abs(np.array([value for value in seen if value]))
-  label = "Cost R (metric lost per dense MACs removed)"
+  label = "Cost R: metric lost per\nfraction of dense MACs removed"
   if size.size and size.max() > 15 * np.median(size):
     # One mode's cost can be far above the rest, and either sign occurs.
     axes.set_yscale("symlog", linthresh=_round_up(float(np.median(size))))
-    label = "Cost R (symmetric log scale)"
+    label = label + "\n(symmetric log scale)"
   axes.margins(y=0.12)
   axes.set_ylabel(label)
   axes.set_xlabel("Stage (0 is the warm-up)")

@@ -87,7 +87,7 @@ _STAGE = Record(
   extra=True,
   fields={
     "index": _whole("0 for the warm-up, then 1, 2, ..."),
-    "mode": _text('the mode that was pruned; "warmup" at index 0'),
+    "mode": _text('the mode pruned; "warmup", "all", "none" or "a+b"'),
     "explored": Leaf(kind="bool", doc="sampled (Eq. 9), not the argmin of R"),
     "macs": _real("MACs per example after the stage"),
     "macs_before": _real("MACs per example before the stage"),
@@ -133,6 +133,7 @@ _TOWER = Record(
 
 SHAPE = Record(
   doc="one pruning run",
+  optional=("devices",),
   fields={
     "format": _whole(f"format of this file: {FORMAT}"),
     "name": _text("name of the run"),
@@ -193,6 +194,7 @@ SHAPE = Record(
         "total": _measured("the whole job"),
       },
     ),
+    "devices": _text("number and kind of the devices that it ran on"),
     "versions": Table(value=Leaf(kind="str"), doc="versions of packages"),
     "config": Table(value=Leaf(kind="any"), doc="the configuration as it ran"),
   },

@@ -8,7 +8,7 @@ import matplotlib.axes
 import matplotlib.patches
 import numpy as np
 
-from comp_jax.report import canvas, style
+from comp_jax.report import canvas, style, text
 
 
 def kept(
@@ -61,24 +61,29 @@ def kept(
     axes[0].set_ylabel("Kept per layer")
   handles = [
     matplotlib.patches.Patch(color=theme.ghost, label="dense"),
-    matplotlib.patches.Patch(color=theme.muted, label="kept (static)"),
-    canvas.handle(
-      "tokens under the thresholds, mean",
-      theme,
-      marker="o",
-      linestyle="-",
-      color=theme.ink,
-      markersize=4,
+    matplotlib.patches.Patch(
+      color=theme.muted, label="kept (tokens: mean under the thresholds)"
     ),
   ]
+  if any(kept[name]["tokens_static"] for name in towers):
+    handles.append(
+      canvas.handle(
+        "static token count, a cap per example",
+        theme,
+        marker="_",
+        color=theme.ink,
+        markersize=11,
+        markeredgewidth=1.8,
+      )
+    )
   canvas.legend(figure, handles, theme)
   return canvas.encode(figure, format)
 
 
 def _bars(
   axes: matplotlib.axes.Axes,
-  values: collections.abc.Sequence[float],
-  dense: float,
+  values: collections.abc.Sequence[text.Number],
+  dense: text.Number,
   color: str,
   theme: style.Theme,
 ) -> None:
@@ -87,17 +92,8 @@ def _bars(
   axes.bar(at, dense, width=0.78, color=theme.ghost, zorder=1)
   axes.bar(at, values, width=0.78, color=color, zorder=2)
   if len(values) <= 12:
-    for x, value in zip(at, values, strict=True):
-      axes.annotate(
-        f"{value:g}",
-        (x, value),
-        (0, 2),
-        textcoords="offset points",
-        ha="center",
-        fontsize=canvas.FONT - 2,
-        color=theme.ink,
-        zorder=3,
-      )
+    for x, value in enumerate(values):
+      _label(axes, x, value, theme)
   axes.set_ylim(0, 1.12 * max([dense, *values]))
   _layer_ticks(axes, len(values), start=0)
 
@@ -108,30 +104,47 @@ def _token_panel(
   color: str,
   theme: style.Theme,
 ) -> None:
+  # Means against a mean; the caps are no means (a short text has fewer tokens
+  # than its cap), so they are ticks and not bars.
+  canvas.dress(axes, theme)
   mean = canvas.floats(tower["tokens_mean"])
-  static = tower["tokens_static"] or []
-  # The dense count at the input and after every layer.
-  axes_count = len(mean) - 1
-  _bars(axes, static, tower["tokens_dense"], color, theme)
-  axes.bar(
-    np.arange(-1, axes_count),
-    tower["tokens_dense"],
-    width=0.78,
-    color=theme.ghost,
-    zorder=0.9,
-  )
-  axes.plot(
-    np.arange(-1, axes_count),
-    mean,
+  dense, static = tower["tokens_dense"], tower["tokens_static"] or []
+  at = np.arange(-1, len(mean) - 1)
+  axes.bar(at, dense, width=0.78, color=theme.ghost, zorder=1)
+  axes.bar(at, mean, width=0.78, color=color, zorder=2)
+  layers = np.arange(len(static))
+  axes.hlines(
+    static,
+    layers - 0.39,
+    layers + 0.39,
     color=theme.ink,
-    linewidth=1.2,
-    marker="o",
-    markersize=3.5,
+    linewidth=1.6,
+    zorder=3,
+  )
+  if len(mean) <= 13:
+    for x, value in enumerate(static):
+      _label(axes, x, value, theme)
+  top = max([dense, *static, *mean[np.isfinite(mean)]])
+  axes.set_ylim(0, 1.12 * top)
+  _layer_ticks(axes, len(mean) - 1, start=-1)
+
+
+def _label(
+  axes: matplotlib.axes.Axes,
+  x: text.Number,
+  value: text.Number,
+  theme: style.Theme,
+) -> None:
+  axes.annotate(
+    f"{value:g}",
+    (x, value),
+    (0, 2),
+    textcoords="offset points",
+    ha="center",
+    fontsize=canvas.FONT - 2,
+    color=theme.ink,
     zorder=4,
   )
-  top = max([tower["tokens_dense"], *static, *mean[np.isfinite(mean)]])
-  axes.set_ylim(0, 1.12 * top)
-  _layer_ticks(axes, axes_count, start=-1)
 
 
 def _layer_ticks(axes: matplotlib.axes.Axes, count: int, start: int) -> None:

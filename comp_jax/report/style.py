@@ -11,7 +11,9 @@ COLOURS = {
   "language_params": "#D55E00",
   "language_tokens": "#E69F00",
   "cross_params": "#009E73",
+  "all": "#CC79A7",
   "warmup": "#8A919C",
+  "none": "#C3C8CF",
 }
 MARKERS = {
   "vision_params": "s",
@@ -19,11 +21,13 @@ MARKERS = {
   "language_params": "D",
   "language_tokens": "^",
   "cross_params": "P",
+  "all": "p",
   "warmup": "X",
+  "none": "|",
 }
-MODES = tuple(mode for mode in COLOURS if mode != "warmup")
-# A mode that this table does not know yet still gets drawn.
-FALLBACK_COLOUR = "#CC79A7"
+MODES = tuple(m for m in COLOURS if m not in ("all", "warmup", "none"))
+# Several modes at once ("a+b"), or one that this table does not know yet.
+FALLBACK_COLOUR = "#8C6BB1"
 FALLBACK_MARKER = "v"
 
 
@@ -74,12 +78,19 @@ def marker(mode: str) -> str:
 
 def label(mode: str) -> str:
   """The mode's name in running text."""
-  if mode == "warmup":
-    return "warm-up"
-  return mode.replace("_params", " parameters").replace("_", " ")
+  special = {"warmup": "warm-up", "all": "all modes", "none": "no mode"}
+  if mode in special:
+    return special[mode]
+  words = mode.replace("_params", " parameters").replace("_", " ")
+  return words.replace("+", " + ")
+
+
+def pruned(stage_mode: str, mode: str) -> bool:
+  """Whether a stage of this mode, maybe of several, pruned the given one."""
+  return stage_mode == "all" or mode in stage_mode.split("+")
 
 
 def order(modes: set[str]) -> list[str]:
   """The modes in the project's fixed order, unknown ones last."""
-  known = [mode for mode in ("warmup", *MODES) if mode in modes]
+  known = [m for m in ("warmup", *MODES, "all", "none") if m in modes]
   return known + sorted(modes - set(known))

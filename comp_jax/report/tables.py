@@ -144,7 +144,7 @@ def stages(report: schema.Report) -> Grid:
       "Metric before",
       "pruned",
       "trained",
-      "Cost (Eq. 8)",
+      "Cost (Eq.\u00a08)",
       "Immediate cost",
       "θ vision",
       "θ text",
@@ -188,7 +188,8 @@ def notes(report: schema.Report) -> list[str]:
     if seconds.get(phase) is not None
   ]
   if times:
-    lines.append("Time: " + ", ".join(times) + ".")
+    where = f" on {report['devices']}" if report.get("devices") else ""
+    lines.append(f"Time{where}: " + ", ".join(times) + ".")
   counts = report["compilations"]
   lines.append(
     "Compilations: "
@@ -332,7 +333,7 @@ def terminal(grid: Grid) -> rich.table.Table:
 
 def _find(
   report: schema.Report, row: str, split: str, metric: str
-) -> float | None:
+) -> text.Number | None:
   known: dict[str, Any] = report["metrics"]["dense"]
   who = f"{report['name']} ({report['recipe']}, seed {report['seed']})"
   if split not in known:
@@ -347,7 +348,7 @@ def _find(
   return report["metrics"].get(row, {}).get(split, {}).get(metric)
 
 
-def _spread(values: collections.abc.Sequence[float | None]) -> str:
+def _spread(values: collections.abc.Sequence[text.Number | None]) -> str:
   found = [value for value in values if value is not None]
   if not found:
     return text.NOTHING

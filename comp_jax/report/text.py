@@ -3,6 +3,7 @@
 import math
 
 NOTHING = "–"  # What was not measured.
+Number = int | float
 
 
 def metric_name(name: str) -> str:
@@ -13,7 +14,7 @@ def metric_name(name: str) -> str:
   return name
 
 
-def macs_unit(dense: float) -> tuple[float, str]:
+def macs_unit(dense: Number) -> tuple[float, str]:
   """The divisor and letter that suit a model of this size."""
   for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
     if dense >= scale:
@@ -21,7 +22,7 @@ def macs_unit(dense: float) -> tuple[float, str]:
   return 1e3, "k"
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: Number | None, digits: int = 3) -> str:
   """A fixed-point number, or a dash where nothing was measured."""
   if value is None or not math.isfinite(value):
     return NOTHING
@@ -29,7 +30,7 @@ def number(value: float | None, digits: int = 3) -> str:
   return text.replace("-", "−") if float(text) else text.lstrip("-")
 
 
-def significant(value: float | None) -> str:
+def significant(value: Number | None) -> str:
   """Three significant digits, or a dash."""
   if value is None or not math.isfinite(value):
     return NOTHING
@@ -39,7 +40,7 @@ def significant(value: float | None) -> str:
   return number(value, min(places, 4))
 
 
-def quantity(value: float | None, dense: float) -> str:
+def quantity(value: Number | None, dense: Number) -> str:
   """MACs or parameters in the unit that suits the dense number."""
   if value is None:
     return NOTHING
@@ -47,14 +48,14 @@ def quantity(value: float | None, dense: float) -> str:
   return f"{number(value / scale, 2 if dense / scale < 100 else 1)} {letter}"
 
 
-def removed(value: float | None, dense: float) -> str:
+def removed(value: Number | None, dense: Number) -> str:
   """The part of the dense number that is gone, in per cent."""
   if value is None or not dense:
     return NOTHING
   return f"{number(100 * (1 - value / dense), 1)} %"
 
 
-def signed(value: float) -> str:
+def signed(value: Number) -> str:
   """A fixed-point number that always shows its sign."""
   text = number(value)
   return text if text.startswith("−") else f"+{text}"

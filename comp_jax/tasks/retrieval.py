@@ -10,7 +10,9 @@ from jaxtyping import Array, Float, Int
 RANKS = (1, 5, 10)
 
 
-def loss(output: Mapping[str, Array], batch: Mapping[str, Array]) -> Float[Array, ""]:
+def loss(
+  output: Mapping[str, Array], batch: Mapping[str, Array]
+) -> Float[Array, ""]:
   """The mean cross entropy of both directions over the pairs of a batch.
 
   Pairs of the same `concept` are no negatives of each other: they leave the
@@ -30,6 +32,23 @@ def loss(output: Mapping[str, Array], batch: Mapping[str, Array]) -> Float[Array
   to_text = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
   to_image = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
   return -0.5 * jnp.mean(to_text + to_image)
+
+
+def recall_at_10(
+  output: Mapping[str, Array], batch: Mapping[str, Array]
+) -> Float[Array, ""]:
+  """R@10 of the pairs of a batch, the mean of both directions; traceable."""
+  similarity = jnp.einsum(
+    "ip,tp->it", output["image_embedding"], output["text_embedding"]
+  )
+  matches = batch["concept"][:, None] == batch["concept"][None, :]
+
+  def at_10(similarity):
+    best = jnp.max(jnp.where(matches, similarity, -2.0), axis=1, keepdims=True)
+    ahead = jnp.sum((similarity >= best) & ~matches, axis=1)
+    return jnp.mean(ahead < 10)
+
+  return 0.5 * (at_10(similarity) + at_10(similarity.T))
 
 
 def _best_ranks(

@@ -7,16 +7,11 @@ import ml_collections
 
 from comp_jax import errors
 from comp_jax.data import tokenizers
-from comp_jax.interop import atomic
-from comp_jax.interop import pretrained
-from comp_jax.interop import store
+from comp_jax.interop import atomic, pretrained, store
 from comp_jax.models import two_tower
 from comp_jax.tasks import retrieval
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import fit
-from comp_jax.train import metrics
-from comp_jax.train import preemption
-from comp_jax.train import setup
+from comp_jax.train import fit, metrics, preemption, setup
 from comp_jax.train import step as step_lib
 from comp_jax.train import workdir as workdir_lib
 

@@ -13,10 +13,7 @@ import optax
 from comp_jax import errors
 from comp_jax.core import importance
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import compiled
-from comp_jax.train import metrics
-from comp_jax.train import preemption
-from comp_jax.train import sharding
+from comp_jax.train import compiled, metrics, preemption, sharding
 from comp_jax.train import step as step_lib
 
 _NOTHING = importance.Estimator(kind="none")

@@ -11,11 +11,7 @@ import numpy as np
 
 from comp_jax import errors
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import compiled
-from comp_jax.train import fit
-from comp_jax.train import metrics
-from comp_jax.train import preemption
-from comp_jax.train import sharding
+from comp_jax.train import compiled, fit, metrics, preemption, sharding
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 

@@ -11,19 +11,11 @@ import ml_collections
 import numpy as np
 
 from comp_jax import errors
-from comp_jax.data import images
-from comp_jax.data import pipelines
-from comp_jax.data import sources
-from comp_jax.data import tokenizers
-from comp_jax.interop import store
-from comp_jax.interop import tensors
-from comp_jax.models import presets
-from comp_jax.models import specs
-from comp_jax.models import two_tower
+from comp_jax.data import images, pipelines, sources, tokenizers
+from comp_jax.interop import store, tensors
+from comp_jax.models import presets, specs, two_tower
 from comp_jax.tasks import retrieval
-from comp_jax.train import compiled
-from comp_jax.train import fit
-from comp_jax.train import sharding
+from comp_jax.train import compiled, fit, sharding
 
 RULES = {
   "replicated": sharding.REPLICATED,
@@ -188,8 +180,8 @@ def load_dense(config: ml_collections.ConfigDict) -> store.Loaded:
     not getattr(loaded.spec, tower).encoder.scan for tower in two_tower.TOWERS
   ):
     raise errors.UserError(
-      f"{config.checkpoint} holds a compact model; prune.py starts from a dense "
-      "one: give the folder that train.py wrote"
+      f"{config.checkpoint} holds a compact model; prune.py starts from a "
+      "dense one: give the folder that train.py wrote"
     )
   wanted = new_spec(config, tokenizer)
   shapes = two_tower.param_shapes(wanted)

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from comp_jax.core import importance
+from comp_jax.core import importance, mps
 from comp_jax.core import masks as masks_lib
-from comp_jax.core import mps
 from comp_jax.core import prunable as prunable_lib
 
 

@@ -158,7 +158,8 @@ def test_soft_masks_are_exact_at_both_ends():
   soft = jax.jit(masks.soft)
 
   def at(progress):
-    return np.asarray(soft(live, marked, jnp.float32(progress))["vision"]["mlp"])
+    faded = soft(live, marked, jnp.float32(progress))
+    return np.asarray(faded["vision"]["mlp"])
 
   np.testing.assert_array_equal(at(0), live["vision"]["mlp"])
   for end in (1, 1.5):

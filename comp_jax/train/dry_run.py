@@ -1,0 +1,81 @@
+"""What a pruning run would do: costs, floors and memory, without a step."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import rich.console
+import rich.table
+
+from comp_jax.models import two_tower
+from comp_jax.train import costs, prepare
+
+
+def show(config: ml_collections.ConfigDict) -> None:
+  """Prints what each mode can remove, the floors, steps and memory."""
+  job = prepare.prepare(config)
+  console = rich.console.Console()
+  dense = job.stage.settings.dense_macs
+  valid = costs.valid_tokens(job.spec, job.select)
+  state = jax.eval_shape(job.initial)
+  counts = {
+    tower: jnp.broadcast_to(
+      jnp.asarray(lengths.astype("int32"))[:, None],
+      state.counts[tower].shape,
+    )
+    for tower, lengths in valid.items()
+  }
+  removable = job.stage.prunable.removable(job.stage.ones, counts) / dense
+  table = rich.table.Table(title=f"{config.name}: what each mode can remove")
+  table.add_column("mode")
+  table.add_column("alone, of dense MACs", justify="right")
+  for mode, fraction in zip(job.stage.prunable.modes, removable, strict=True):
+    off = job.stage.allowed is not None and mode not in job.stage.allowed
+    table.add_row(mode, "off" if off else f"{float(fraction):.1%}")
+  console.print(table)
+  floor = costs.floor(job.stage, valid)
+  lines = {
+    "dense MACs per example": f"{dense / 1e6:.1f} M",
+    "dense parameters": f"{two_tower.params_count(job.spec):,}",
+    "target": f"{job.stage.settings.target:.1%} of dense",
+    "floor of all modes together": f"{floor:.1%} of dense",
+    "floors per layer": (
+      f"{config.model.min_heads} heads, {config.model.min_neurons} neurons, "
+      "1 token beside the protected ones"
+    ),
+    "stages": (
+      f"{config.prune.warmup_stages} to warm up, about "
+      f"{config.prune.num_stages}, at most {config.prune.max_stages}"
+    ),
+    "steps per stage": str(config.prune.stage_steps),
+    "fine-tuning steps": (
+      f"{config.finetune.steps}, and those of unused stages"
+    ),
+    "search state": f"{_bytes(state) / 2**20:.0f} MiB",
+    "temporaries of a stage": f"{_temporaries(job) / 2**20:.0f} MiB",
+  }
+  for name, value in lines.items():
+    console.print(f"{name}: {value}", highlight=False)
+
+
+def _bytes(tree) -> int:
+  return sum(
+    leaf.size * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+  )
+
+
+def _temporaries(job: prepare.Job) -> int:
+  """Bytes that the compiled stage needs beside its state."""
+  config = job.config.prune
+  sample = job.data.examples("select", 1)
+  batches = {
+    key: jax.ShapeDtypeStruct(
+      (config.stage_steps, config.batch_size, *value.shape[1:]), value.dtype
+    )
+    for key, value in sample.items()
+  }
+  stage = jax.jit(job.stage).lower(
+    jax.eval_shape(job.initial), batches, job.select, jnp.asarray(True)
+  )
+  return int(stage.compile().memory_analysis().temp_size_in_bytes)

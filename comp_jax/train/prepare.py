@@ -1,0 +1,186 @@
+"""Everything a pruning run needs, checked before anything is written."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from comp_jax import errors
+from comp_jax.data import tokenizers
+from comp_jax.interop import store
+from comp_jax.models import specs, two_tower
+from comp_jax.recipes import library
+from comp_jax.tasks import retrieval
+from comp_jax.train import costs, fit, search, setup, sharding, thresholds
+from comp_jax.train import stage as stage_lib
+from comp_jax.train import state as state_lib
+from comp_jax.train import step as step_lib
+
+METRICS = {
+  "loss": lambda output, batch: -retrieval.loss(output, batch),
+  "recall": retrieval.recall_at_10,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """What a pruning run works with.
+
+  Attributes:
+    config: the experiment.
+    dense: the dense model.
+    data: training and evaluation data.
+    select: validation examples [chunks, c, ...].
+    stage: the functions of the search.
+    plan: its lengths.
+    mesh: devices.
+    rules: where the state lives.
+  """
+
+  config: ml_collections.ConfigDict
+  dense: store.Loaded
+  data: setup.Data
+  select: Mapping[str, np.ndarray]
+  stage: stage_lib.Stage
+  plan: search.Plan
+  mesh: jax.sharding.Mesh
+  rules: sharding.Rules
+
+  @property
+  def spec(self) -> specs.TwoTowerSpec:
+    return self.dense.spec
+
+  def initial(self) -> state_lib.SearchState:
+    """The state of the dense model."""
+    zero = {t: jnp.zeros((), jnp.float32) for t in two_tower.TOWERS}
+    ones = self.stage.ones
+    params = jax.tree.map(jnp.asarray, self.dense.params)
+    metric, counts = self.stage.validate(params, ones, zero, self.select)
+    return state_lib.initial(
+      self.stage.prunable,
+      params,
+      self.stage.optimizer,
+      self.stage.recipe.estimator,
+      counts,
+      metric,
+      self.config.seed,
+    )
+
+
+def prepare(config: ml_collections.ConfigDict) -> Job:
+  """Everything a run needs, checked before anything is written.
+
+  Raises:
+    UserError: a mistake in the config, the checkpoint or the data.
+  """
+  if not 0 <= config.ratio < 1:
+    raise errors.UserError(
+      f"config.ratio must be in [0, 1), the fraction of MACs to remove, not "
+      f"{config.ratio}"
+    )
+  recipe = _recipe(config)
+  chunk = min(config.prune.validation_chunk, config.prune.validation)
+  mesh, rules = setup.mesh_and_rules(
+    config,
+    {
+      "prune.batch_size": (config.prune.batch_size, config.prune.microbatches),
+      "finetune.batch_size": (
+        config.finetune.batch_size,
+        config.finetune.microbatches,
+      ),
+      "prune.validation_chunk": (chunk, 1),
+      "evaluate.batch_size": (config.evaluate.batch_size, 1),
+    },
+  )
+  if config.finetune.tokens not in ("static", "threshold"):
+    raise errors.UserError(
+      "config.finetune.tokens must be static or threshold, not "
+      f"{config.finetune.tokens!r}"
+    )
+  if config.prune.metric not in METRICS:
+    raise errors.UserError(
+      f"config.prune.metric must be one of {', '.join(METRICS)}, not "
+      f"{config.prune.metric!r}"
+    )
+  dense = setup.load_dense(config)
+  data = setup.open_data(config, tokenizers.load(dense.tokenizer_json))
+  available = len(data.splits["select"]) // chunk * chunk
+  wanted = config.prune.validation // chunk * chunk
+  examples = data.examples("select", min(wanted, available))
+  select = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), examples)
+  prunable = two_tower.prunable(
+    dense.spec,
+    min_heads=config.model.min_heads,
+    min_neurons=config.model.min_neurons,
+  )
+  allowed = tuple(config.prune.modes) or prunable.modes
+  unknown = [mode for mode in allowed if mode not in prunable.modes]
+  if unknown:
+    raise errors.UserError(
+      f"config.prune.modes: the model has no mode {', '.join(unknown)}; it has "
+      f"{', '.join(prunable.modes)}"
+    )
+  valid = costs.valid_tokens(dense.spec, select)
+  target = 1.0 - config.ratio
+  stage = stage_lib.Stage(
+    objective=step_lib.Objective(
+      prunable=prunable,
+      loss=retrieval.loss,
+      gate=recipe.cit,
+      combine=recipe.combine,
+      microbatches=config.prune.microbatches,
+    ),
+    metric=METRICS[config.prune.metric],
+    recipe=recipe,
+    optimizer=fit.adamw(
+      config.prune.learning_rate, config.prune.weight_decay, 1.0
+    ),
+    settings=thresholds.Settings(
+      dense_macs=costs.static_macs(dense.spec, valid, None),
+      target=target,
+      stage_macs=config.ratio / config.prune.num_stages,
+      calibration=min(config.prune.calibration, available),
+      cost=config.prune.cost,
+    ),
+    allowed=allowed,
+  )
+  job = Job(
+    config=config,
+    dense=dense,
+    data=data,
+    select=select,
+    stage=stage,
+    plan=search.Plan(
+      warmup_stages=config.prune.warmup_stages,
+      max_stages=config.prune.max_stages,
+      save_every=config.prune.save_every,
+    ),
+    mesh=mesh,
+    rules=rules,
+  )
+  floor = costs.floor(job.stage, valid)
+  if floor > target:
+    raise errors.UserError(
+      f"config.ratio={config.ratio} is beyond what the model can lose: its "
+      f"floors (config.model.min_heads, min_neurons) leave {floor:.1%} of the "
+      f"dense MACs; the ratio can be at most {1 - floor:.3f}"
+    )
+  return job
+
+
+def _recipe(config):
+  fields = config.recipe.to_dict()
+  try:
+    recipe = library.build(fields.pop("name"), fields)
+  except ValueError as error:
+    raise errors.UserError(f"config.recipe: {error}") from error
+  if config.model.granularity == "channel" and recipe.cit:
+    raise errors.UserError(
+      "config.recipe.cit gates heads, and with "
+      "config.model.granularity=channel the gates of a layer are all equal: "
+      "set config.recipe.cit=False or granularity=head"
+    )
+  return recipe

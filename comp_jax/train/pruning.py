@@ -1,0 +1,271 @@
+"""The whole pruning job: search, compact, fine-tune, evaluate, report."""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from comp_jax.interop import atomic, store
+from comp_jax.models import two_tower
+from comp_jax.train import checkpoints as checkpoints_lib
+from comp_jax.train import (
+  compaction,
+  fit,
+  metrics,
+  preemption,
+  prepare,
+  search,
+  setup,
+)
+from comp_jax.train import workdir as workdir_lib
+
+# Pictures in the report.
+SAMPLES = 6
+
+
+def run(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> tuple[dict, dict[str, np.ndarray]]:
+  """Prunes, compacts, fine-tunes and evaluates; writes `model/`.
+
+  Returns:
+    The report, ready to write, and the sample pictures beside it.
+
+  Raises:
+    UserError: a mistake in the config, the data or the workdir.
+    fit.Interrupted: a signal; run again to go on.
+  """
+  began = time.monotonic()
+  job = prepare.prepare(config)
+  with (
+    workdir_lib.claim(workdir, setup.plain(config)),
+    preemption.watch() as watch,
+  ):
+    notes = Notes(workdir / "progress.json")
+    evaluate = setup.Evaluator(job.spec, job.mesh)
+    objective = job.stage.objective
+
+    # Dense.
+    zero = {t: np.zeros((), np.float32) for t in two_tower.TOWERS}
+    dense = notes.once(
+      "dense",
+      lambda: _evaluate(
+        job,
+        evaluate,
+        job.dense.params,
+        job.stage.ones,
+        objective.policies(zero),
+      ),
+    )
+
+    # Search.
+    with checkpoints_lib.Checkpoints(
+      workdir / "checkpoints" / "search"
+    ) as checkpoints:
+      found = search.search(
+        job.stage,
+        job.initial,
+        job.plan,
+        job.data.train(config.prune.batch_size, config.prune.stage_steps),
+        job.select,
+        mesh=job.mesh,
+        rules=job.rules,
+        checkpoints=checkpoints,
+        writer=lambda first: metrics.MetricWriter(
+          setup.folder(workdir, "logs/search"), first
+        ),
+        watch=watch,
+      )
+    state = found.state
+    masks, thetas = jax.device_get((state.masks, state.thetas))
+    masked = notes.once(
+      "masked",
+      lambda: _evaluate(
+        job, evaluate, state.params, masks, objective.policies(thetas)
+      ),
+    )
+
+    # Compaction.
+    small = compaction.compacted(job, state)
+    evaluate_static = setup.Evaluator(small.spec, job.mesh)
+    params = small.params
+    before = notes.once(
+      "compacted",
+      lambda: _evaluate(job, evaluate_static, params, None, small.static),
+    )
+
+    # Fine-tuning of the small model.
+    spare = job.plan.total - found.stages
+    schedule = setup.schedule(config.finetune, spare * config.prune.stage_steps)
+    policies = (
+      small.static if config.finetune.tokens == "static" else small.threshold
+    )
+    fine = dataclasses.replace(
+      objective,
+      prunable=two_tower.prunable_compact(small.spec),
+      microbatches=config.finetune.microbatches,
+    )
+    started = time.monotonic()
+    with checkpoints_lib.Checkpoints(
+      workdir / "checkpoints" / "finetune"
+    ) as checkpoints:
+      params, finetune_compilations = fit.fit(
+        fine,
+        params,
+        policies,
+        schedule,
+        job.data.train(
+          config.finetune.batch_size,
+          config.finetune.chunk,
+          first_step=job.plan.total * config.prune.stage_steps,
+        ),
+        mesh=job.mesh,
+        rules=job.rules,
+        checkpoints=checkpoints,
+        writer=lambda first: metrics.MetricWriter(
+          setup.folder(workdir, "logs/finetune"), first
+        ),
+        watch=watch,
+        what="finetune",
+      )
+    finetune_seconds = notes.add("finetune_seconds", time.monotonic() - started)
+    params = jax.device_get(params)
+    store.save(
+      workdir / "model",
+      params=params,
+      spec=small.spec,
+      policies=policies,
+      tokenizer_json=job.dense.tokenizer_json,
+      recipe={
+        **dataclasses.asdict(job.stage.recipe),
+        "ratio": config.ratio,
+        "seed": config.seed,
+      },
+    )
+    after = notes.once(
+      "finetuned",
+      lambda: _evaluate(job, evaluate_static, params, None, small.static),
+    )
+    by_threshold = notes.once(
+      "finetuned_threshold",
+      lambda: _evaluate(
+        job,
+        setup.Evaluator(small.spec, job.mesh),
+        params,
+        None,
+        small.threshold,
+      ),
+    )
+    report = {
+      "format": 1,
+      "name": config.name,
+      "recipe": job.stage.recipe.name,
+      "ratio": config.ratio,
+      "seed": config.seed,
+      "created": datetime.datetime.now(datetime.UTC).isoformat(
+        timespec="seconds"
+      ),
+      "macs": {
+        "dense": job.stage.settings.dense_macs,
+        "target": job.stage.settings.target * job.stage.settings.dense_macs,
+        "masked": float(state.macs) * job.stage.settings.dense_macs,
+        "compacted": small.macs,
+        "final": small.macs,
+        "convention": "inference",
+        "padded_final": small.padded_macs,
+      },
+      "params": {
+        "dense": two_tower.params_count(job.spec),
+        "final": two_tower.params_count(small.spec),
+      },
+      "metrics": {
+        "dense": dense,
+        "masked": masked,
+        "compacted": before,
+        "finetuned": after,
+        "finetuned_threshold": by_threshold,
+      },
+      "stages": found.history,
+      "probe": found.probe,
+      "kept": small.kept,
+      "compilations": {
+        "stage_step": found.compilations,
+        "evaluate": evaluate.compilations,
+        "finetune_step": finetune_compilations,
+      },
+      "seconds": {
+        "prune": found.seconds,
+        "finetune": finetune_seconds,
+        "evaluate": notes.seconds,
+        "total": notes.add("total_seconds", time.monotonic() - began),
+      },
+      "versions": {
+        **setup.versions(),
+        "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind}",
+      },
+      "config": setup.plain(config),
+    }
+    return report, _samples(job, state)
+
+
+class Notes:
+  """Results of finished phases, kept so that a resumed run repeats none."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._values = {}
+    if path.exists():
+      self._values = json.loads(path.read_text(encoding="utf-8"))
+
+  @property
+  def seconds(self) -> float:
+    """Wall time of the noted phases."""
+    return self._values.get("evaluate_seconds", 0.0)
+
+  def once(self, name: str, compute: Callable[[], Any]) -> Any:
+    """The value of a phase, computed the first time."""
+    if name not in self._values:
+      began = time.monotonic()
+      self._values[name] = compute()
+      self.add("evaluate_seconds", time.monotonic() - began)
+    return self._values[name]
+
+  def add(self, name: str, amount: float) -> float:
+    """The sum of a quantity over all processes of the run."""
+    self._values[name] = self._values.get(name, 0.0) + amount
+    atomic.write_json(self._path, self._values)
+    return self._values[name]
+
+
+def _evaluate(job, evaluator, params, masks, policies) -> dict:
+  """The metrics of every reported split."""
+  size = job.config.evaluate.batch_size
+  return {
+    split: evaluator(params, masks, policies, job.data.evaluation(split, size))
+    for split in job.config.data.report_splits
+  }
+
+
+def _samples(job, state) -> dict[str, np.ndarray]:
+  """Pictures of the last reported split and the patches that survive."""
+  split = job.config.data.report_splits[-1]
+  source = job.data.splits[split]
+  batch = job.data.examples(split, min(SAMPLES, len(source)))
+  policies = job.stage.objective.policies(state.thetas)
+  _, aux = jax.jit(job.stage.prunable.forward, static_argnums=5)(
+    state.params, batch, state.masks, None, policies, None
+  )
+  return {
+    "image": batch["image"],
+    "valid": np.asarray(aux["vision"]["valid"]).transpose(1, 0, 2),
+    "text": np.array(
+      [source[i]["captions"][0] for i in range(len(batch["image"]))]
+    ),
+  }

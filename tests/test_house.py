@@ -1,0 +1,81 @@
+"""The house: imports point down, core stays pure, modules stay small."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "comp_jax"
+# From the top floor to the ground.
+FLOORS = (
+  "cli",
+  "report",
+  "train",
+  "recipes",
+  "tasks",
+  "data",
+  "interop",
+  "models",
+  "core",
+  "errors",
+)
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def _floor(name: str) -> int | None:
+  parts = name.split(".")
+  if parts[0] != "comp_jax" or len(parts) < 2 or parts[1] not in FLOORS:
+    return None
+  return FLOORS.index(parts[1])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.name))
+def test_nothing_imports_upwards(path):
+  room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+  if room not in FLOORS:
+    return
+  here = FLOORS.index(room)
+  above = [
+    name
+    for name in _imports(path)
+    if (floor := _floor(name)) is not None and floor < here
+  ]
+  assert not above, f"{path} imports upwards: {above}"
+
+
+@pytest.mark.parametrize(
+  "path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda p: p.name
+)
+def test_core_knows_neither_flax_nor_files(path):
+  banned = ("flax", "os", "pathlib", "json", "safetensors", "orbax")
+  bad = [n for n in _imports(path) if n.split(".")[0] in banned]
+  assert not bad
+  assert "open(" not in path.read_text(encoding="utf-8")
+  assert "jax.devices" not in path.read_text(encoding="utf-8")
+
+
+def test_no_module_grows_too_large():
+  large = {
+    str(p.relative_to(ROOT)): n
+    for p in MODULES
+    if (n := len(p.read_text(encoding="utf-8").splitlines())) > 420
+  }
+  assert not large
+  assert not list(PACKAGE.rglob("utils.py"))
+
+
+def test_tensorflow_and_torch_stay_out():
+  for path in MODULES:
+    roots = {name.split(".")[0] for name in _imports(path)}
+    assert not roots & {"tensorflow", "torch", "timm", "torchvision"}, path

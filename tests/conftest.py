@@ -17,13 +17,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Catches a mask of [m] against [b, n, m] that should have named its axes.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Compiled programs are kept between runs. The size limit makes JAX lock the
-# folder, so that test runs at the same time cannot read each other's halves.
+# Compiled programs are kept between runs.
 _CACHE = pathlib.Path(
   os.environ.get("COMP_JAX_TEST_CACHE", "~/.cache/comp_jax/xla")
 ).expanduser()
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Before the first import of comp_jax: checks each annotated shape and type. An

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from comp_jax.core import groups as groups_lib
 
@@ -90,9 +90,7 @@ def mark_lowest(
     x[order] for x in (eligible, macs, indivisible)
   )
   saved = jnp.where(eligible, macs, 0.0)
-  overshoots = eligible & indivisible & (jnp.cumsum(saved) > need)
-  before_first = jnp.cumsum(overshoots) == 0
-  eligible = eligible & (~indivisible | before_first)
+  eligible = eligible & ~(indivisible & (jnp.cumsum(saved) > need))
   saved = jnp.where(eligible, macs, 0.0)
   before = jnp.cumsum(saved) - saved
   # Rounding of the float32 sums must not add one more unit.
@@ -102,7 +100,7 @@ def mark_lowest(
 
 def flatten(
   groups: Sequence[groups_lib.Group], tree: Mapping
-) -> Float[Array, " u"]:
+) -> Shaped[Array, " u"]:
   """All leaves of a mask-shaped pytree as one vector, in group order."""
   return jnp.concatenate(
     [groups_lib.leaf(tree, group.name).reshape(-1) for group in groups]

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
@@ -85,10 +85,8 @@ def floor_counts(
 
 def group_modes(
   groups: Sequence[groups_lib.Group], modes: Sequence[str]
-) -> Array:
+) -> Int[Array, " u"]:
   """The mode index of every unit, as one vector in group order."""
-  tree = masks_lib.build(
-    groups,
-    lambda g: jnp.full((g.layers, g.units), modes.index(g.mode), jnp.int32),
+  return jnp.concatenate(
+    [jnp.full(g.layers * g.units, modes.index(g.mode)) for g in groups]
   )
-  return masks_lib.flatten(groups, tree)

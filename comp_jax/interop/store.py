@@ -164,9 +164,9 @@ def load(path: str | os.PathLike) -> Loaded:
   path = pathlib.Path(path)
   missing = [name for name in FILES if not (path / name).is_file()]
   if missing:
-    what = "no such folder" if not path.is_dir() else (
-      f"not a whole saved model, it lacks {', '.join(missing)}"
-    )
+    what = f"not a whole saved model, it lacks {', '.join(missing)}"
+    if not path.is_dir():
+      what = "no such folder"
     raise errors.UserError(
       f"{path}: {what}; give the folder that train.py or prune.py wrote"
       + _interrupted(path)

@@ -23,7 +23,7 @@ MARKERS = {
   "cross_params": "P",
   "all": "p",
   "warmup": "X",
-  "none": "|",
+  "none": "h",
 }
 MODES = tuple(m for m in COLOURS if m not in ("all", "warmup", "none"))
 # Several modes at once ("a+b"), or one that this table does not know yet.

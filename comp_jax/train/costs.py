@@ -16,10 +16,10 @@ from comp_jax.train import state as state_lib
 
 
 def valid_tokens(
-  spec: specs.TwoTowerSpec, select: Mapping[str, np.ndarray]
+  spec: specs.TwoTowerSpec, select: Mapping
 ) -> dict[str, np.ndarray]:
   """Tokens of every validation example at the input of each tower."""
-  lengths = select["text_mask"].sum(axis=-1).reshape(-1).astype(np.int64)
+  lengths = np.asarray(select["text_mask"]).sum(axis=-1).reshape(-1).astype(np.int64)
   return {
     "vision": np.full_like(lengths, spec.vision.tokens),
     "text": lengths,
@@ -27,7 +27,7 @@ def valid_tokens(
 
 
 def padded_length(
-  spec: specs.TwoTowerSpec, select: Mapping[str, np.ndarray], tower: str
+  spec: specs.TwoTowerSpec, select: Mapping, tower: str
 ) -> int:
   """Tokens that a device executes, padding included."""
   if tower == "vision":

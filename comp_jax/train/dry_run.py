@@ -16,7 +16,7 @@ def show(config: ml_collections.ConfigDict) -> None:
   console = rich.console.Console()
   dense = job.stage.settings.dense_macs
   valid = costs.valid_tokens(job.spec, job.select)
-  state = jax.eval_shape(job.initial)
+  state = jax.eval_shape(job.initial, job.dense.params, job.select)
   counts = {
     tower: jnp.broadcast_to(
       jnp.asarray(lengths.astype("int32"))[:, None],
@@ -76,6 +76,9 @@ def _temporaries(job: prepare.Job) -> int:
     for key, value in sample.items()
   }
   stage = jax.jit(job.stage).lower(
-    jax.eval_shape(job.initial), batches, job.select, jnp.asarray(True)
+    jax.eval_shape(job.initial, job.dense.params, job.select),
+    batches,
+    job.select,
+    jnp.asarray(True),
   )
   return int(stage.compile().memory_analysis().temp_size_in_bytes)

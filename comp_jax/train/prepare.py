@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -53,21 +52,9 @@ class Job:
   def spec(self) -> specs.TwoTowerSpec:
     return self.dense.spec
 
-  def initial(self) -> state_lib.SearchState:
-    """The state of the dense model."""
-    zero = {t: jnp.zeros((), jnp.float32) for t in two_tower.TOWERS}
-    ones = self.stage.ones
-    params = jax.tree.map(jnp.asarray, self.dense.params)
-    metric, counts = self.stage.validate(params, ones, zero, self.select)
-    return state_lib.initial(
-      self.stage.prunable,
-      params,
-      self.stage.optimizer,
-      self.stage.recipe.estimator,
-      counts,
-      metric,
-      self.config.seed,
-    )
+  def initial(self, params: Mapping, select: Mapping) -> state_lib.SearchState:
+    """The state of the dense model with these weights; traceable."""
+    return self.stage.initial(params, select, self.config.seed)
 
 
 def prepare(config: ml_collections.ConfigDict) -> Job:

@@ -72,6 +72,7 @@ def run(
       found = search.search(
         job.stage,
         job.initial,
+        job.dense.params,
         job.plan,
         job.data.train(config.prune.batch_size, config.prune.stage_steps),
         job.select,

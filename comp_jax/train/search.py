@@ -63,7 +63,8 @@ class Result:
 
 def search(
   stage: stage_lib.Stage,
-  initial: Callable[[], state_lib.SearchState],
+  initial: Callable[[Mapping, Mapping], state_lib.SearchState],
+  params: Mapping,
   plan: Plan,
   batches: Callable[[int], Iterator[Mapping]],
   select: Mapping,
@@ -78,7 +79,8 @@ def search(
 
   Args:
     stage: the functions of a stage.
-    initial: makes the state of the dense model.
+    initial: (params, select) -> state of the dense model; traceable.
+    params: dense weights.
     plan: lengths.
     batches: start stage -> iterator over [steps, b, ...] batches.
     select: validation examples [chunks, c, ...], on the host.
@@ -95,7 +97,7 @@ def search(
   whole = sharding.replicated(mesh)
   split = sharding.batch_sharding(mesh, leading_axes=1)
   select = jax.device_put(select, split)
-  abstract = jax.eval_shape(initial)
+  abstract = jax.eval_shape(initial, params, select)
   placed, _ = sharding.tree_shardings(mesh, abstract, rules)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -115,7 +117,7 @@ def search(
   history, costs, first, spent = [], {}, 0, 0.0
   restored = checkpoints.restore_latest(abstract)
   if restored is None:
-    state = jax.device_put(initial(), placed)
+    state = jax.jit(initial, out_shardings=placed)(params, select)
   else:
     first, state, meta = restored
     history, costs = meta["history"], meta["probe"]

@@ -58,6 +58,22 @@ class Stage(thresholds.Thresholds):
     output, counts, flat = jax.tree.map(join, (output, counts, select))
     return self.metric(output, flat), counts
 
+  def initial(
+    self, params: Mapping, select: Mapping, seed: int
+  ) -> state_lib.SearchState:
+    """The state of the dense model with these weights."""
+    zero = {t: jnp.zeros((), jnp.float32) for t in self.prunable.towers}
+    metric, counts = self.validate(params, self.ones, zero, select)
+    return state_lib.initial(
+      self.prunable,
+      params,
+      self.optimizer,
+      self.recipe.estimator,
+      counts,
+      metric,
+      seed,
+    )
+
   def train(
     self,
     state: state_lib.SearchState,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
 
 
+@typing.no_type_check  # Leaves are shardings, shapes or None at times.
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[
@@ -54,12 +56,13 @@ class SearchState:
   thetas: Mapping[str, Float[Array, ""]]
   statistics: importance.Accumulator
   strategy: mps.State
-  counts: Mapping[str, Int[Array, "v l+1"]]
+  counts: Mapping[str, Int[Array, "v l1"]]
   macs: Float[Array, ""]
   metric: Float[Array, ""]
   key: Key[Array, ""]
 
 
+@typing.no_type_check  # Leaves are shardings, shapes or None at times.
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=[

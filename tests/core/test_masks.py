@@ -107,17 +107,16 @@ def test_ties_go_to_the_lower_index():
   assert np.flatnonzero(_taken(units, 3.0)).tolist() == [1, 2, 3]
 
 
-def test_rounding_of_large_sums_adds_no_unit():
-  # 0.1 is no binary fraction: ten of them sum to a little more or less.
+def test_rounding_of_sums_adds_no_unit():
+  # 2.3 is no binary fraction: in float32, ten of them sum to less than 23.
   units = {
     "score": np.arange(40, dtype=np.float32),
     "eligible": np.ones(40, bool),
-    "macs": np.full(40, 0.1, np.float32),
+    "macs": np.full(40, 2.3, np.float32),
     "indivisible": np.zeros(40, bool),
   }
-  for count in (7, 10, 23, 39):
-    need = float(np.float32(0.1 * count))
-    assert _taken(units, need).sum() == count
+  for count in range(1, 40):
+    assert _taken(units, 2.3 * count).sum() == count
 
 
 @FEW

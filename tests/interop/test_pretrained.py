@@ -11,7 +11,7 @@ import pytest
 from comp_jax import errors
 from comp_jax.data import tokenizers
 from comp_jax.interop import pretrained, tensors
-from comp_jax.models import bert, presets, two_tower, vit
+from comp_jax.models import bert, presets, specs, two_tower, vit
 
 FAST = {"xla_backend_optimization_level": 0}
 SENTENCES = [
@@ -180,8 +180,6 @@ def _torch_layout(depth=2, d=8, mlp=12, vocab=11, rows=6):
 
 
 def _small_bert(depth=2, max_length=5):
-  from comp_jax.models import specs
-
   encoder = specs.encoder(
     width=8, depth=depth, heads=2, mlp=12, norm_first=False, norm_eps=1e-12
   )

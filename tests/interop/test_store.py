@@ -83,11 +83,21 @@ def test_a_saved_model_gives_equal_logits_in_a_new_process(tmp_path, model):
   folder.rename(moved)
   np.savez(tmp_path / "inputs.npz", **BATCH)  # Sorted as logits' arguments.
   done = subprocess.run(
-    [sys.executable, "-c", _READ, moved, tmp_path / "inputs.npz",
-     tmp_path / "logits.npy"],
+    [
+      sys.executable,
+      "-c",
+      _READ,
+      moved,
+      tmp_path / "inputs.npz",
+      tmp_path / "logits.npy",
+    ],
     capture_output=True,
     text=True,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    },
   )
   assert done.returncode == 0, done.stderr
   actual = np.load(tmp_path / "logits.npy")
@@ -220,8 +230,11 @@ def test_a_missing_file_is_named(folder, file):
 @pytest.mark.parametrize("how", ["cut", "garbage", "empty"])
 def test_a_corrupt_file_is_named(folder, file, how):
   content = (folder / file).read_bytes()
-  wrong = {"cut": content[: len(content) // 2], "garbage": b"\xff" * 64,
-           "empty": b""}
+  wrong = {
+    "cut": content[: len(content) // 2],
+    "garbage": b"\xff" * 64,
+    "empty": b"",
+  }
   (folder / file).write_bytes(wrong[how])
   _refused(folder, str(folder / file))
 

@@ -160,7 +160,9 @@ def test_bert_gradients_equal_torch(torch_bert, texts):
   )
 
   def loss(params):
-    pooled = _readout(bert.Bert(_bert(True)), params, ids, mask)
+    pooled, _ = bert.Bert(_bert(True)).apply(
+      {"params": params}, jnp.asarray(ids), jnp.asarray(mask)
+    )
     return jnp.sum(pooled * cotangent)
 
   actual = jax.jit(jax.grad(loss), compiler_options=kit.FAST)(params)
@@ -169,9 +171,12 @@ def test_bert_gradients_equal_torch(torch_bert, texts):
     actual,
     expected,
   )
-  assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(
-    {k: v for k, v in expected.items() if k != "encoder"}
-  ))
+  assert all(
+    np.abs(leaf).max() > 1e-3
+    for leaf in jax.tree.leaves(
+      {k: v for k, v in expected.items() if k != "encoder"}
+    )
+  )
 
 
 def _vit(scan, image_size):

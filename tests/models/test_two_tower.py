@@ -149,9 +149,7 @@ def test_scan_equals_unrolled():
 def test_options_of_the_stack_change_no_value_and_no_gradient(changes):
   model, params = _model()
 
-  @functools.partial(
-    jax.jit, static_argnums=0, compiler_options=kit.FAST
-  )
+  @functools.partial(jax.jit, static_argnums=0, compiler_options=kit.FAST)
   def run(model, params):
     def loss(params):
       output, _ = kit.forward(model, params, BATCH)
@@ -260,8 +258,7 @@ def test_static_counts_need_unrolled_layers():
 def test_padding_and_batch_composition_change_nothing(combine, static):
   model, params = _model()
   policies = {
-    tower: TokenPolicy(theta=0.8, combine=combine)
-    for tower in two_tower.TOWERS
+    tower: TokenPolicy(theta=0.8, combine=combine) for tower in two_tower.TOWERS
   }
   if static:
     params = kit.unrolled(params, model)

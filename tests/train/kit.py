@@ -1,8 +1,7 @@
 """A two-tower model and data small enough to search in seconds."""
 
-import functools
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from comp_jax.models import specs, two_tower
@@ -53,10 +52,10 @@ def pairs(count: int, seed: int) -> dict[str, np.ndarray]:
   }
 
 
-def select() -> dict[str, np.ndarray]:
-  split = functools.partial(np.reshape)
+def select() -> dict[str, jax.Array]:
+  shape = (2, VALIDATION // 2)
   return {
-    k: split(v, (2, VALIDATION // 2, *v.shape[1:]))
+    k: jnp.asarray(v.reshape(*shape, *v.shape[1:]))
     for k, v in pairs(VALIDATION, 1).items()
   }
 
@@ -66,7 +65,10 @@ def batches(start: int):
   index = start
   while True:
     batch = pairs(STEPS * BATCH, 100 + index)
-    yield {k: v.reshape(STEPS, BATCH, *v.shape[1:]) for k, v in batch.items()}
+    yield {
+      k: jnp.asarray(v.reshape(STEPS, BATCH, *v.shape[1:]))
+      for k, v in batch.items()
+    }
     index += 1
 
 
@@ -108,17 +110,7 @@ def initial(
 ) -> state.SearchState:
   model = spec() if model is None else model
   params = two_tower.initial_params(model, 0)
-  zero = {t: np.zeros((), np.float32) for t in two_tower.TOWERS}
-  metric, counts = stage.validate(params, stage.ones, zero, select())
-  return state.initial(
-    stage.prunable,
-    params,
-    stage.optimizer,
-    stage.recipe.estimator,
-    counts,
-    metric,
-    seed,
-  )
+  return jax.jit(stage.initial, static_argnums=2)(params, select(), seed)
 
 
 def same_bits(a, b) -> None:

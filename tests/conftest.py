@@ -8,6 +8,11 @@ import types
 # Before the first import of JAX, so that XLA reads them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs run once or twice here: compiling them well costs more than it saves.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import beartype
 import jax

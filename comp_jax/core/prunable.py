@@ -16,7 +16,7 @@ from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prunable:
   """A model as the core sees it.
 

@@ -21,7 +21,7 @@ from comp_jax.train import step as step_lib
 from comp_jax.train import thresholds
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stage(thresholds.Thresholds):
   """The functions of a search, over one model, task and recipe.
 

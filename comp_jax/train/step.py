@@ -20,7 +20,7 @@ from comp_jax.core import tokens as tokens_lib
 Loss = Callable[[Any, Mapping], Array]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Objective:
   """A model and the loss it is trained on.
 

@@ -46,7 +46,7 @@ class Settings:
       raise ValueError(f"cost must be eq8 or immediate, not {self.cost!r}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Thresholds:
   """How modes lose units and tokens.
 
@@ -150,6 +150,8 @@ class Thresholds:
     in theta, so the end that meets the goal is returned.
     """
     prunable, settings = self.prunable, self.settings
+    if not prunable.token_modes:
+      return {}
     chosen = {
       tower: selected[prunable.modes.index(mode)]
       for mode, tower in prunable.token_modes.items()

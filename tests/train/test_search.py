@@ -1,0 +1,128 @@
+"""The search loop: resumed runs, device counts, NaN, finished searches."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from comp_jax import errors
+from comp_jax.models import two_tower
+from comp_jax.train import (
+  checkpoints,
+  fit,
+  metrics,
+  preemption,
+  search,
+  sharding,
+)
+from tests.train import kit
+
+PLAN = search.Plan(warmup_stages=1, max_stages=4)
+
+
+class Watch(preemption.Watch):
+  """Asks to stop once `after` stages were seen."""
+
+  def __init__(self, after: int = 10**6):
+    super().__init__()
+    self.left = after
+
+  def requested(self) -> bool:
+    self.left -= 1
+    return self.left <= 0
+
+
+def run(folder, *, devices=1, watch=None, stage=None, params=None, batches=None):
+  stage = kit.make_stage(ratio=0.3) if stage is None else stage
+  params = two_tower.initial_params(kit.spec(), 0) if params is None else params
+  folder.mkdir(parents=True, exist_ok=True)
+  with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+    return search.search(
+      stage,
+      lambda p, s: stage.initial(p, s, 0),
+      params,
+      PLAN,
+      kit.batches if batches is None else batches,
+      kit.select(),
+      mesh=sharding.make_mesh(jax.devices()[:devices]),
+      rules=sharding.REPLICATED,
+      checkpoints=saved,
+      writer=lambda first: metrics.MetricWriter(folder, first),
+      watch=watch or Watch(),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  return run(tmp_path_factory.mktemp("whole"))
+
+
+def without_clock(history):
+  return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def test_an_interrupted_search_ends_with_the_same_bits(whole, tmp_path):
+  with pytest.raises(fit.Interrupted):
+    run(tmp_path, watch=Watch(2))
+  with pytest.raises(fit.Interrupted):
+    run(tmp_path, watch=Watch(2))
+  resumed = run(tmp_path)
+  kit.same_bits(resumed.state, whole.state)
+  assert without_clock(resumed.history) == without_clock(whole.history)
+  assert resumed.probe == whole.probe
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == list(range(5))
+
+
+def test_the_whole_search_compiles_its_stage_once(whole):
+  assert whole.compilations == 1
+  assert whole.stages == 5
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_the_number_of_devices_changes_no_choice(whole, tmp_path, devices):
+  other = run(tmp_path, devices=devices)
+  assert [row["mode"] for row in other.history] == [
+    row["mode"] for row in whole.history
+  ]
+  jax.tree.map(
+    np.testing.assert_array_equal, other.state.masks, whole.state.masks
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal, other.state.counts, whole.state.counts
+  )
+  first, same = other.history[0], whole.history[0]
+  assert first["loss"] == pytest.approx(same["loss"], abs=1e-5)
+
+
+def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):
+  def poisoned(start):
+    for index, batch in enumerate(kit.batches(start), start):
+      if index == 2:
+        # Weights cannot be poisoned from here; an infinite temperature can.
+        batch = {**batch, "poison": jnp.asarray([1.0, jnp.nan])}
+      else:
+        batch = {**batch, "poison": jnp.asarray([1.0, 1.0])}
+      yield batch
+
+  stage = kit.make_stage(ratio=0.3)
+  loss = stage.objective.loss
+  objective = dataclasses.replace(
+    stage.objective,
+    loss=lambda output, batch: loss(output, batch) * batch.get("poison", 1.0),
+  )
+  stage = dataclasses.replace(stage, objective=objective)
+  with pytest.raises(errors.UserError, match="not finite at step 5"):
+    run(tmp_path, stage=stage, batches=poisoned)
+  with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+    assert saved.latest() == 2
+
+
+def test_a_checkpoint_with_nan_is_named(tmp_path):
+  params = two_tower.initial_params(kit.spec(), 0)
+  params["vision"]["cls_token"] = params["vision"]["cls_token"] * jnp.nan
+  with pytest.raises(errors.UserError, match="not finite"):
+    run(tmp_path, params=params)

@@ -21,6 +21,10 @@ from comp_jax.train import step as step_lib
 from comp_jax.train import thresholds
 
 
+# More than this fraction of dense above the target is no drift.
+FAR = 1e-2
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stage(thresholds.Thresholds):
   """The functions of a search, over one model, task and recipe.
@@ -142,7 +146,7 @@ class Stage(thresholds.Thresholds):
     settings = self.settings
     next_key, choice_key, score_key = jax.random.split(state.key, 3)
     removable = self.removable(state)
-    exhausted = removable < thresholds.EXHAUSTED
+    exhausted = self.exhausted(removable)
     active = prune & (state.macs > settings.target) & ~jnp.all(exhausted)
     mode, explored, selected = self.choose(state, exhausted, choice_key)
     selected = selected & active
@@ -251,11 +255,14 @@ class Stage(thresholds.Thresholds):
       ]
     )
     spare = jnp.sum(jnp.where(tokens, self.removable(state), 0.0))
-    enough = thresholds.STAGE_SHARE * spare > state.macs - target
+    excess = state.macs - target
+    enough = thresholds.STAGE_SHARE * spare > excess
     is_token = jnp.array([m in prunable.token_modes for m in prunable.modes])
     able = self.removable(state) > 0
-    selected = jnp.where(enough, tokens, ~is_token & able)
-    selected = selected & (state.macs > target)
+    selected = jnp.where(enough, tokens, ~is_token)
+    # A search that ran out of stages: every mode gives its part.
+    far = excess > FAR
+    selected = jnp.where(far, able, selected & able) & (excess > 0)
     goal = jnp.minimum(target, state.macs)
     marked, thetas = self.propose(state, selected, goal, select, state.key)
     masks = masks_lib.soft(state.masks, marked, 1.0)

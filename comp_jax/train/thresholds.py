@@ -19,6 +19,9 @@ from comp_jax.train import step as step_lib
 EXHAUSTED = 1e-3
 # A stage takes at most this share of what its mode can still remove.
 STAGE_SHARE = 0.2
+# A step below this share of a stage's MACs drowns in the drift of the token
+# counts: its cost says nothing. The mode rests while others can do more.
+TOO_SMALL = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,13 @@ class Thresholds:
     allowed = [self.allowed is None or m in self.allowed for m in modes]
     macs = self.prunable.removable(state.masks, state.counts)
     return jnp.where(jnp.array(allowed), macs, 0.0) / self.settings.dense_macs
+
+  def exhausted(self, removable: Float[Array, " m"]) -> Bool[Array, " m"]:
+    """Modes that have nothing left to remove, or too little to be judged."""
+    empty = removable < EXHAUSTED
+    step = STAGE_SHARE * removable
+    small = empty | (step < TOO_SMALL * self.settings.stage_macs)
+    return jnp.where(jnp.all(small), empty, small)
 
   def scores(self, state: state_lib.SearchState, key: Array) -> Mapping:
     """Comparable scores of every unit (CIM, standardised)."""

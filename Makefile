@@ -4,18 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint pretrained clean
+.PHONY: demo test pretrained clean
 
 # Installs, then prunes the tiny model by 0.7 on real images, on a CPU.
 demo: $(VENV)/.installed
 	$(BIN)/python prune.py --config=configs/emoji_tiny.py --workdir=runs/demo
 
 test: $(VENV)/.tested
-	$(BIN)/ruff check comp_jax configs tests *.py
-	$(BIN)/python -m pytest
-
-lint: $(VENV)/.tested
 	$(BIN)/ruff check comp_jax configs tests benchmarks *.py
+	$(BIN)/python -m pytest -n 2
 
 pretrained: $(VENV)/.pretrained
 

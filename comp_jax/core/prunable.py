@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from comp_jax.core import groups as groups_lib
-from comp_jax.core import masks as masks_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

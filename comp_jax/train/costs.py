@@ -19,16 +19,16 @@ def valid_tokens(
   spec: specs.TwoTowerSpec, select: Mapping
 ) -> dict[str, np.ndarray]:
   """Tokens of every validation example at the input of each tower."""
-  lengths = np.asarray(select["text_mask"]).sum(axis=-1).reshape(-1).astype(np.int64)
+  lengths = (
+    np.asarray(select["text_mask"]).sum(axis=-1).reshape(-1).astype(np.int64)
+  )
   return {
     "vision": np.full_like(lengths, spec.vision.tokens),
     "text": lengths,
   }
 
 
-def padded_length(
-  spec: specs.TwoTowerSpec, select: Mapping, tower: str
-) -> int:
+def padded_length(spec: specs.TwoTowerSpec, select: Mapping, tower: str) -> int:
   """Tokens that a device executes, padding included."""
   if tower == "vision":
     return spec.vision.tokens

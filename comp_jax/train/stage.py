@@ -20,7 +20,6 @@ from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
 from comp_jax.train import thresholds
 
-
 # More than this fraction of dense above the target is no drift.
 FAR = 1e-2
 

@@ -54,7 +54,11 @@ def make_prunable():
     pick = lambda tree: None if tree is None else tree["net"]["mlp"]  # noqa: E731
     reduce = "signed" if estimator is None else estimator.reduce
     output = model.apply(
-      {"params": params["layers"]}, batch["x"], pick(masks), pick(probes), reduce
+      {"params": params["layers"]},
+      batch["x"],
+      pick(masks),
+      pick(probes),
+      reduce,
     )
     return output, {}
 
@@ -86,9 +90,7 @@ def test_a_model_of_ones_own_is_pruned_and_compacted():
       calibration=4,
     ),
   )
-  params = {
-    "layers": ResidualMlps().init(jax.random.key(0), x[0, 0])["params"]
-  }
+  params = {"layers": ResidualMlps().init(jax.random.key(0), x[0, 0])["params"]}
   select = jax.tree.map(lambda v: v[0], data)
   state = search.initial(params, select, 0)
   run = jax.jit(search)

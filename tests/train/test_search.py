@@ -35,7 +35,9 @@ class Watch(preemption.Watch):
     return self.left <= 0
 
 
-def run(folder, *, devices=1, watch=None, stage=None, params=None, batches=None):
+def run(
+  folder, *, devices=1, watch=None, stage=None, params=None, batches=None
+):
   stage = kit.make_stage(ratio=0.3) if stage is None else stage
   params = two_tower.initial_params(kit.spec(), 0) if params is None else params
   folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,79 @@
+"""Wall time of the compact model against the dense one, beside their MACs.
+
+  python benchmarks/forward.py --compact=runs/demo/model
+
+Both run in this process, in turn, on the same random batch; the ratio of the
+medians is what to quote.
+"""
+
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+import comp_jax
+from comp_jax.core import cost
+from comp_jax.models import two_tower
+
+DENSE = flags.DEFINE_string("dense", "assets/emoji_tiny", "Dense model.")
+COMPACT = flags.DEFINE_string("compact", "runs/demo/model", "Compact model.")
+BATCH = flags.DEFINE_integer("batch", 32, "Images and texts per forward.")
+TEXT = flags.DEFINE_integer("text_length", 20, "Valid tokens of each text.")
+ROUNDS = flags.DEFINE_integer("rounds", 30, "Timed forwards of each model.")
+
+
+def macs(model) -> float:
+  """MACs of one image and one text of TEXT tokens."""
+  counts = {}
+  for tower, tokens in (
+    ("vision", model.spec.vision.tokens),
+    ("text", TEXT.value),
+  ):
+    policy = model.policies.get(tower)
+    counts[tower] = cost.static_counts(
+      np.array([tokens]),
+      None if policy is None else policy.keep,
+      getattr(model.spec, tower).encoder.depth,
+    )
+  return float(two_tower.macs(model.spec, None, counts))
+
+
+def main(_):
+  models = {
+    "dense": comp_jax.load(DENSE.value),
+    "compact": comp_jax.load(COMPACT.value),
+  }
+  rng = np.random.default_rng(0)
+  size = models["dense"].spec.vision.image_size
+  images = rng.integers(0, 255, (BATCH.value, size, size, 3), np.uint8)
+  ids = rng.integers(5, 1000, (BATCH.value, TEXT.value), np.int32)
+  ids[:, 0], ids[:, -1] = 2, models["dense"].spec.text.sep_id
+  mask = np.ones(ids.shape, bool)
+  seconds = {name: [] for name in models}
+  for model in models.values():
+    jax.block_until_ready(model.logits(images, ids, mask))
+  for _ in range(ROUNDS.value):
+    for name, model in models.items():
+      began = time.perf_counter()
+      jax.block_until_ready(model.logits(images, ids, mask))
+      seconds[name].append(time.perf_counter() - began)
+  median = {name: statistics.median(row) for name, row in seconds.items()}
+  cost_of = {name: macs(model) for name, model in models.items()}
+  for name in models:
+    print(
+      f"{name:8} {cost_of[name] / 1e6:8.2f} M MACs per pair  "
+      f"{median[name] * 1e3:8.2f} ms per batch of {BATCH.value} "
+      f"(min {min(seconds[name]) * 1e3:.2f}, "
+      f"max {max(seconds[name]) * 1e3:.2f})"
+    )
+  print(
+    f"compact / dense: MACs {cost_of['compact'] / cost_of['dense']:.3f}, "
+    f"wall time {median['compact'] / median['dense']:.3f} "
+    f"on {jax.devices()[0].device_kind}"
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,127 @@
+"""A user's mistakes: one error each that names what and where."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from comp_jax import errors
+from comp_jax.cli import shell
+from comp_jax.train import prepare
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  return shell.load_config("configs/emoji_tiny.py")
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.1])
+def test_a_ratio_outside_its_range(config, ratio):
+  config.ratio = ratio
+  with pytest.raises(
+    errors.UserError, match=r"config.ratio must be in \[0, 1\)"
+  ):
+    prepare.prepare(config)
+
+
+def test_a_ratio_beyond_the_floors_says_the_floor(config):
+  config.ratio = 0.999
+  with pytest.raises(errors.UserError, match="the ratio can be at most 0.9"):
+    prepare.prepare(config)
+
+
+def test_fewer_modes_raise_the_floor(config):
+  config.ratio = 0.7
+  config.prune.modes = ("language_params",)
+  with pytest.raises(errors.UserError, match="the ratio can be at most 0.1"):
+    prepare.prepare(config)
+
+
+def test_a_mode_that_the_model_does_not_have(config):
+  config.prune.modes = ("cross_params", "vision_tokens")
+  with pytest.raises(errors.UserError, match="no mode cross_params; it has"):
+    prepare.prepare(config)
+
+
+def test_cit_with_channels(config):
+  config.model.granularity = "channel"
+  with pytest.raises(errors.UserError, match="config.recipe.cit=False"):
+    prepare.prepare(config)
+
+
+def test_an_unknown_recipe_and_a_bad_field(config):
+  config.recipe.name = "comb"
+  with pytest.raises(errors.UserError, match="recipe must be one of"):
+    prepare.prepare(config)
+  config.recipe.name = "comp"
+  config.recipe.standardise = "zscore"
+  with pytest.raises(errors.UserError, match="standardise must be one of"):
+    prepare.prepare(config)
+
+
+def test_a_batch_that_the_devices_cannot_share(config):
+  config.prune.batch_size = 12
+  with pytest.raises(
+    errors.UserError, match="config.prune.batch_size: .*12 .* 8 devices"
+  ):
+    prepare.prepare(config)
+
+
+def test_a_missing_checkpoint(config, tmp_path):
+  config.checkpoint = str(tmp_path / "nothing")
+  with pytest.raises(errors.UserError, match="nothing: no such folder"):
+    prepare.prepare(config)
+  config.checkpoint = ""
+  with pytest.raises(errors.UserError, match="config.checkpoint is empty"):
+    prepare.prepare(config)
+
+
+def test_a_corrupt_checkpoint(config, tmp_path):
+  folder = tmp_path / "model"
+  shutil.copytree(ROOT / config.checkpoint, folder)
+  data = (folder / "model.safetensors").read_bytes()
+  (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+  config.checkpoint = str(folder)
+  with pytest.raises(errors.UserError, match="model.safetensors"):
+    prepare.prepare(config)
+
+
+def test_a_checkpoint_of_another_architecture_lists_what_differs(config):
+  config.model.preset = "dinov2_s14_minilm"
+  config.model.image_size = 112
+  with pytest.raises(errors.UserError) as caught:
+    prepare.prepare(config)
+  text = str(caught.value)
+  assert "vision/position_embedding" in text and "(65, 96)" in text
+
+
+def test_missing_data_says_how_to_get_it(config, monkeypatch, tmp_path):
+  monkeypatch.setenv("COMP_JAX_DATA", str(tmp_path))
+  config.data.name = "flickr8k"
+  with pytest.raises(errors.UserError, match="config.data.dir"):
+    prepare.prepare(config)
+
+
+def test_the_command_line_shows_one_line_and_leaves_nothing(tmp_path):
+  workdir = tmp_path / "run"
+  done = subprocess.run(
+    [
+      sys.executable,
+      "prune.py",
+      "--config=configs/emoji_tiny.py",
+      f"--workdir={workdir}",
+      "--config.ratio=1.5",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: config.ratio")
+  assert done.stderr.count("\n") == 1
+  assert not workdir.exists()

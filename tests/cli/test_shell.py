@@ -183,6 +183,8 @@ def test_interrupt_is_code_130(folder):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    # Jobs in the background of a shell inherit an ignored SIGINT.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   ) as process:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)

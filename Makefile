@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	$(BIN)/ruff check comp_jax configs tests benchmarks *.py
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 pretrained: $(VENV)/.pretrained
 

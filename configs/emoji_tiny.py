@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.validation_chunk = 128
   c.prune.calibration = 64
   c.prune.learning_rate = 3e-4
-  c.finetune.steps = 160
+  c.finetune.steps = 110
   c.finetune.learning_rate = 1e-3
   c.train.steps = 2000
   c.train.batch_size = 64

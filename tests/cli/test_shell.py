@@ -170,9 +170,20 @@ def test_a_bug_keeps_its_traceback(folder):
   assert "Traceback" in result.stderr and "ValueError: a bug" in result.stderr
 
 
+# Jobs in the background of a shell inherit an ignored SIGINT.
+_HEARS_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def test_interrupt_is_code_130(folder):
   with subprocess.Popen(
     [
+      sys.executable,
+      "-c",
+      _HEARS_SIGINT,
       sys.executable,
       "main.py",
       "--config=base.py",
@@ -183,8 +194,6 @@ def test_interrupt_is_code_130(folder):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    # Jobs in the background of a shell inherit an ignored SIGINT.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   ) as process:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)

@@ -97,7 +97,9 @@ def test_a_checkpoint_of_another_architecture_lists_what_differs(config):
   with pytest.raises(errors.UserError) as caught:
     prepare.prepare(config)
   text = str(caught.value)
-  assert "vision/position_embedding" in text and "(65, 96)" in text
+  # Path, the shape there, the shape wanted.
+  assert "text/embedding_norm/bias: (96,), the model has (384,)" in text
+  assert "46 of 47 arrays do not fit" in text
 
 
 def test_missing_data_says_how_to_get_it(config, monkeypatch, tmp_path):

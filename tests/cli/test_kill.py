@@ -13,7 +13,7 @@ import pytest
 
 import comp_jax
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
   "--config=configs/emoji_tiny.py",
   "--config.ratio=0.3",

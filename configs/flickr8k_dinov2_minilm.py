@@ -10,7 +10,8 @@ hash) is all that choices see.
   python prune.py --config=configs/flickr8k_dinov2_minilm.py \\
     --config.data.dir=DIR --workdir=runs/flickr_comp_0.7 --config.ratio=0.7
 
-The budget is one that two CPU cores afford; README.md has the numbers.
+The budget is meant for two CPU cores. It has not been run to the end yet, so
+there are no expected numbers here.
 """
 
 import ml_collections

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from comp_jax import errors
 from comp_jax.core import cost
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
@@ -91,6 +92,9 @@ def trim(
     spec_of: masks -> spec of the compact model.
     valid: tokens of each validation example at the input.
     caps: static counts of the towers that drop tokens.
+
+  Raises:
+    UserError: no neuron is left to take and the target is not met.
   """
   dense, target = stage.settings.dense_macs, stage.settings.target
   counts = {
@@ -104,14 +108,21 @@ def trim(
   state = dataclasses.replace(state, counts=counts)
   all_modes = jnp.ones(len(stage.prunable.modes), bool)
   mark = jax.jit(stage.mark, static_argnums=4)
-  # Twice at most: the traced sums are float32, the check is exact.
+  # More than once: the traced sums are float32, the check is exact.
   for _ in range(8):
     excess = static_macs(spec_of(state.masks), valid, caps) / dense - target
     if excess <= 0:
-      break
+      return state.masks
     marked = mark(
       state, all_modes, jnp.asarray(excess, jnp.float32), state.key, False
     )
     left = masks_lib.soft(state.masks, marked, 1.0)
     state = dataclasses.replace(state, masks=left)
-  return state.masks
+  left = static_macs(spec_of(state.masks), valid, caps) / dense
+  if left <= target:
+    return state.masks
+  raise errors.UserError(
+    f"compaction: {left:.1%} of the dense MACs are left, the target is "
+    f"{target:.1%}, and all neurons are at their floor: raise "
+    "config.prune.max_stages or lower config.ratio, in another workdir"
+  )

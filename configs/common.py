@@ -112,6 +112,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.weight_decay = 0.05
   c.train.warmup = 100
   c.train.save_every = 5
+  # Training examples that the projections of pretrained towers are fitted on
+  # before the first step (a ridge map); 0 starts them at random.
+  c.train.ridge_examples = 0
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch_size = 128

@@ -49,6 +49,7 @@ def token_scores(
   attention: Float[Array, "b h n n"],
   pool: Bool[Array, "b n"],
   gate: Float[Array, " h"] | None,
+  causal: bool = False,
 ) -> Float[Array, "b n"]:
   """Scores that sum to 1 over the pool: Norm(sum_n max_h A[h,n,i]).
 
@@ -60,6 +61,8 @@ def token_scores(
     attention: softmaxed attention, queries before keys.
     pool: tokens that vote as queries and are scored as keys.
     gate: the mask of each head, or None for Eq. 6.
+    causal: early tokens are seen by more queries: what a token receives is
+      divided by the number of pool queries that can see it.
 
   Returns:
     float32 scores, 0 outside the pool; all 0 where every head is gated off.
@@ -70,6 +73,9 @@ def token_scores(
   # The initial value serves compact layers that have no head left.
   votes = jnp.max(attention, axis=1, initial=0.0)
   received = jnp.einsum("bqk,bq->bk", votes, pool.astype(jnp.float32))
+  if causal:
+    onward = jnp.cumsum(pool[:, ::-1].astype(jnp.float32), axis=1)[:, ::-1]
+    received = received / jnp.maximum(onward, 1.0)
   received = jnp.where(pool, received, 0.0)
   total = jnp.sum(received, axis=-1, keepdims=True)
   return received / jnp.where(total > 0, total, 1.0)

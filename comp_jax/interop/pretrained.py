@@ -8,7 +8,7 @@ is refused, with all differences in one message.
 
 import importlib.util
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -16,135 +16,29 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from comp_jax import errors
+from comp_jax.interop import layouts
 from comp_jax.interop import tensors as tensors_lib
-from comp_jax.models import presets, specs, vit
+from comp_jax.models import presets, specs
 from comp_jax.models import two_tower as two_tower_lib
 
-_LISTED = 20  # Differences that an error spells out before it only counts.
-
-# Module names below `encoder.layer.<i>.`.
-_VIT_LAYER = {
-  "norm1": "norm1",
-  "query": "attention.attention.query",
-  "key": "attention.attention.key",
-  "value": "attention.attention.value",
-  "out": "attention.output.dense",
-  "norm2": "norm2",
-  "up": "mlp.fc1",
-  "down": "mlp.fc2",
-}
-_BERT_LAYER = {
-  "norm1": "attention.output.LayerNorm",
-  "query": "attention.self.query",
-  "key": "attention.self.key",
-  "value": "attention.self.value",
-  "out": "attention.output.dense",
-  "norm2": "output.LayerNorm",
-  "up": "intermediate.dense",
-  "down": "output.dense",
-}
-
-
-class _Checkpoint:
-  """Arrays that are taken one by one; `finish` raises on all that is wrong."""
-
-  def __init__(self, arrays: Mapping[str, np.ndarray], where: str):
-    self._left = dict(arrays)
-    self._where = where
-    self._problems = []
-
-  def take(self, name: str, *shape: int | None) -> np.ndarray:
-    """The array of a name; None in `shape` accepts any size."""
-    array = self._left.pop(name, None)
-    fits = array is not None and len(array.shape) == len(shape)
-    fits = fits and all(
-      want in (None, have)
-      for have, want in zip(array.shape, shape, strict=True)
-    )
-    if fits:
-      return np.asarray(array, np.float32)
-    wanted = tuple("any" if size is None else size for size in shape)
-    found = "missing" if array is None else tuple(array.shape)
-    self._problems.append(f"{name}: {found}, the model has {wanted}")
-    return np.zeros([size or 1 for size in shape], np.float32)
-
-  def problem(self, text: str) -> None:
-    self._problems.append(text)
-
-  def finish(self, unused: Iterable[str]) -> None:
-    """Raises on everything that did not fit, and on what nobody took."""
-    left = sorted(self._left.keys() - set(unused))
-    problems = self._problems + [
-      f"{name}: {tuple(self._left[name].shape)}, unknown to the model"
-      for name in left
-    ]
-    if problems:
-      more = len(problems) - _LISTED
-      listed = "; ".join(problems[:_LISTED])
-      listed += f"; and {more} more" if more > 0 else ""
-      raise errors.UserError(
-        f"{self._where}: {len(problems)} arrays do not fit the model: {listed}."
-        " Use the preset that these weights belong to"
-      )
-
-
-def _layer(
-  checkpoint: _Checkpoint,
-  prefix: str,
-  names: Mapping[str, str],
-  encoder: specs.EncoderSpec,
-) -> dict:
-  """One layer in our layout; linear kernels are stored [out, in]."""
-  d, layer = encoder.width, encoder.uniform
-  units, neurons = (layer.heads, layer.head_width), layer.mlp
-  inner = layer.heads * layer.head_width
-
-  def take(name, kind, *shape):
-    return checkpoint.take(f"{prefix}{names[name]}.{kind}", *shape)
-
-  def norm(name):
-    return {"scale": take(name, "weight", d), "bias": take(name, "bias", d)}
-
-  def linear(name, inputs, outputs):
-    return take(name, "weight", outputs, inputs).T, take(name, "bias", outputs)
-
-  attention = {}
-  for name in ("query", "key", "value"):
-    kernel, bias = linear(name, d, inner)
-    attention[name] = {
-      "kernel": kernel.reshape(d, *units),
-      "bias": bias.reshape(units),
-    }
-  kernel, bias = linear("out", inner, d)
-  attention["out"] = {"kernel": kernel.reshape(*units, d), "bias": bias}
-  mlp = {
-    name: dict(zip(("kernel", "bias"), linear(name, *sizes), strict=True))
-    for name, sizes in (("up", (d, neurons)), ("down", (neurons, d)))
-  }
-  params = {
-    "norm1": norm("norm1"),
-    "attention": attention,
-    "norm2": norm("norm2"),
-    "mlp": mlp,
-  }
-  if encoder.layer_scale:
-    for index in (1, 2):
-      params[f"layer_scale{index}"] = checkpoint.take(
-        f"{prefix}layer_scale{index}.lambda1", d
-      )
-  return params
-
-
-def _stacked(
-  checkpoint: _Checkpoint,
-  names: Mapping[str, str],
-  encoder: specs.EncoderSpec,
-) -> dict:
-  layers = [
-    _layer(checkpoint, f"encoder.layer.{index}.", names, encoder)
-    for index in range(encoder.depth)
-  ]
-  return {"layers": jax.tree.map(lambda *arrays: np.stack(arrays), *layers)}
+_VIT_LAYER = layouts.LayerNames(
+  norm1="norm1",
+  qkv=[f"attention.attention.{x}" for x in ("query", "key", "value")],
+  out="attention.output.dense",
+  norm2="norm2",
+  up="mlp.fc1",
+  down="mlp.fc2",
+  layer_scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+)
+_BERT_LAYER = layouts.LayerNames(
+  norm1="attention.output.LayerNorm",
+  qkv=[f"attention.self.{x}" for x in ("query", "key", "value")],
+  out="attention.output.dense",
+  norm2="output.LayerNorm",
+  up="intermediate.dense",
+  down="output.dense",
+)
+_LAYERS = "encoder.layer.{}."
 
 
 def vit_params(
@@ -161,30 +55,22 @@ def vit_params(
   Raises:
     UserError: names each missing, unexpected and misshaped array.
   """
-  checkpoint = _Checkpoint(arrays, where)
+  checkpoint = layouts.Checkpoint(arrays, where)
   d, p = spec.encoder.width, spec.patch_size
-  table = checkpoint.take("embeddings.position_embeddings", 1, None, d)[0]
-  if round((len(table) - 1) ** 0.5) ** 2 != len(table) - 1 or len(table) < 2:
-    checkpoint.problem(
-      f"embeddings.position_embeddings: {len(table)} rows are not CLS and a"
-      " square of patches"
-    )
-    table = np.zeros((2, d), np.float32)
   patch = "embeddings.patch_embeddings.projection"
   params = {
     "patch_embed": {
-      "kernel": checkpoint.take(f"{patch}.weight", d, 3, p, p).transpose(
-        2, 3, 1, 0
+      "kernel": layouts.patches(
+        checkpoint.take(f"{patch}.weight", d, 3, p, p)
       ),
       "bias": checkpoint.take(f"{patch}.bias", d),
     },
     "cls_token": checkpoint.take("embeddings.cls_token", 1, 1, d)[0, 0],
-    "position_embedding": vit.resample_positions(table, spec.grid),
-    "encoder": _stacked(checkpoint, _VIT_LAYER, spec.encoder),
-    "norm": {
-      "scale": checkpoint.take("layernorm.weight", d),
-      "bias": checkpoint.take("layernorm.bias", d),
-    },
+    "position_embedding": checkpoint.positions(
+      "embeddings.position_embeddings", spec.grid, 1, None, d
+    ),
+    "encoder": layouts.encoder(checkpoint, _LAYERS, _VIT_LAYER, spec.encoder),
+    "norm": checkpoint.norm("layernorm", d),
   }
   checkpoint.finish(unused=("embeddings.mask_token",))
   return params
@@ -207,7 +93,7 @@ def bert_params(
   Raises:
     UserError: names each missing, unexpected and misshaped array.
   """
-  checkpoint = _Checkpoint(arrays, where)
+  checkpoint = layouts.Checkpoint(arrays, where)
   d = spec.encoder.width
   positions = checkpoint.take("embeddings.position_embeddings.weight", None, d)
   if len(positions) < spec.max_length:
@@ -222,11 +108,8 @@ def bert_params(
   params = {
     "word_embedding": words,
     "position_embedding": positions[: spec.max_length] + types[0],
-    "embedding_norm": {
-      "scale": checkpoint.take("embeddings.LayerNorm.weight", d),
-      "bias": checkpoint.take("embeddings.LayerNorm.bias", d),
-    },
-    "encoder": _stacked(checkpoint, _BERT_LAYER, spec.encoder),
+    "embedding_norm": checkpoint.norm("embeddings.LayerNorm", d),
+    "encoder": layouts.encoder(checkpoint, _LAYERS, _BERT_LAYER, spec.encoder),
   }
   checkpoint.finish(
     unused=(

@@ -20,17 +20,19 @@ from comp_jax.models import specs
 
 
 class Projection(nn.Module):
-  """A dense map between the residual and the units, bias included.
+  """A dense map between the residual and the units.
 
   Attributes:
     inputs: shape of the contracted axes.
     outputs: shape of the new axes.
     dtype: compute dtype.
+    use_bias: whether there is a bias.
   """
 
   inputs: tuple[int, ...]
   outputs: tuple[int, ...]
   dtype: str
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -47,7 +49,6 @@ class Projection(nn.Module):
       # A layer may lose a whole block, which then has no fan.
       initial = nn.initializers.zeros
     kernel = self.param("kernel", initial, self.inputs + self.outputs)
-    bias = self.param("bias", nn.initializers.zeros, self.outputs)
     # One plain matrix product: XLA's CPU backend runs the gradients of a
     # dot_general with several free axes at half the speed.
     lead = x.shape[: x.ndim - len(self.inputs)]
@@ -56,7 +57,9 @@ class Projection(nn.Module):
       x.astype(self.dtype).reshape(math.prod(lead), rows),
       kernel.astype(self.dtype).reshape(rows, columns),
     )
-    y = y + bias.astype(self.dtype).reshape(1, columns)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, self.outputs)
+      y = y + bias.astype(self.dtype).reshape(1, columns)
     return y.reshape(lead + self.outputs)
 
 
@@ -103,13 +106,16 @@ class Attention(nn.Module):
       )
       logits = logits * spec.scale_width**-0.5
       valid = state.valid[:, None, None]
+      if spec.causal:
+        # Dropping keeps the order, so positions in the row still tell it.
+        valid = valid & jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
       return jax.nn.softmax(jnp.where(valid, logits, -1e30), axis=-1)
 
     untapped = {name: masked(z) for name, z in project.items()}
     attention = attend(untapped["query"], untapped["key"])
     gate = mask if policy.gate and by_head else None
     scores = jax.lax.stop_gradient(
-      tokens_lib.token_scores(attention, state.pool, gate)
+      tokens_lib.token_scores(attention, state.pool, gate, spec.causal)
     )
     if probe is not None:
       # The weights need the scores, the taps need the weights: attention is
@@ -138,8 +144,19 @@ class Attention(nn.Module):
     return out, scores, hidden
 
 
+def _quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+# A hidden value of 0 stays 0 under each of them: masks rely on it.
+_ACTIVATIONS = {
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "quick_gelu": _quick_gelu,
+}
+
+
 class Mlp(nn.Module):
-  """The MLP, masked before its exact GELU; returns output and activations."""
+  """The MLP, masked before its GELU; returns output and activations."""
 
   spec: specs.EncoderSpec
   layer: specs.LayerSpec
@@ -159,7 +176,7 @@ class Mlp(nn.Module):
       z = importance.tap(self.estimator.reduce, z, mask, probe, weights)
     elif mask is not None:
       z = z * mask[None, None].astype(z.dtype)
-    hidden = jax.nn.gelu(z, approximate=False)
+    hidden = _ACTIVATIONS[self.spec.activation](z)
     out = Projection(neurons, width, self.spec.dtype, name="down")(hidden)
     return out, hidden
 

@@ -1,9 +1,14 @@
-"""Named models: a small one to train from scratch, and a pretrained pair."""
+"""Named models, from a small one to train to the published CLIPs."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from comp_jax.models import specs
+
+# Pixel statistics of CLIP's and BLIP's training images.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def tiny(
@@ -109,9 +114,78 @@ def dinov2_s14_minilm(
   )
 
 
+def clip(
+  *,
+  patch_size: int,
+  vision_width: int,
+  vision_depth: int,
+  text_width: int,
+  image_size: int = 224,
+  max_length: int = 77,
+  vocab_size: int = 49408,
+  text_depth: int = 12,
+  joint_width: int | None = None,
+  **options: Any,
+) -> specs.TwoTowerSpec:
+  """A CLIP of OpenAI's family; heads are 64 wide.
+
+  Args:
+    patch_size: side of a patch in pixels.
+    vision_width: residual width of the vision tower.
+    vision_depth: its layers.
+    text_width: residual width of the text tower.
+    image_size: side of the images, a multiple of `patch_size`.
+    max_length: rows of the text's position table.
+    vocab_size: rows of the word table.
+    text_depth: layers of the text tower.
+    joint_width: width of the joint space; None for the text's width.
+    **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
+  """
+
+  def encoder(width, depth, **more):
+    return specs.encoder(
+      width=width,
+      depth=depth,
+      heads=width // 64,
+      mlp=4 * width,
+      norm_first=True,
+      norm_eps=1e-5,
+      activation="quick_gelu",
+      **more,
+      **options,
+    )
+
+  return specs.TwoTowerSpec(
+    vision=specs.VitSpec(
+      image_size=_multiple(image_size, patch_size),
+      patch_size=patch_size,
+      encoder=encoder(vision_width, vision_depth),
+      mean=CLIP_MEAN,
+      std=CLIP_STD,
+      pre_norm=True,
+      patch_bias=False,
+    ),
+    text=specs.ClipTextSpec(
+      vocab_size=vocab_size,
+      max_length=max_length,
+      encoder=encoder(text_width, text_depth, causal=True),
+    ),
+    joint_width=joint_width or text_width,
+  )
+
+
+_CLIP_B = {"vision_width": 768, "vision_depth": 12, "text_width": 512}
+_CLIP_L = {"vision_width": 1024, "vision_depth": 24, "text_width": 768}
+
 NAMES: Mapping[str, Callable[..., specs.TwoTowerSpec]] = {
   "tiny": tiny,
   "dinov2_s14_minilm": dinov2_s14_minilm,
+  "clip_b32": functools.partial(clip, patch_size=32, **_CLIP_B),
+  "clip_b16": functools.partial(clip, patch_size=16, **_CLIP_B),
+  "clip_l14": functools.partial(clip, patch_size=14, **_CLIP_L),
+  "clip_l14_336": functools.partial(
+    clip, patch_size=14, **{"image_size": 336, **_CLIP_L}
+  ),
 }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class EncoderSpec:
     dtype: compute dtype; parameters, scores and norms stay float32.
     remat: recompute activations in the backward pass.
     unroll: layers per step of the scan.
+    causal: tokens see themselves and what stands before them.
+    activation: of the MLP: `gelu` (exact) or `quick_gelu` (CLIP's).
   """
 
   width: int
@@ -50,6 +52,14 @@ class EncoderSpec:
   dtype: str = "float32"
   remat: bool = False
   unroll: int = 1
+  causal: bool = False
+  activation: str = "gelu"
+
+  def __post_init__(self):
+    if self.activation not in ("gelu", "quick_gelu"):
+      raise ValueError(
+        f"activation must be gelu or quick_gelu, not {self.activation!r}"
+      )
 
   @property
   def depth(self) -> int:
@@ -73,6 +83,8 @@ class VitSpec:
     encoder: the layers.
     mean: per-channel mean of the input in [0, 1].
     std: per-channel standard deviation.
+    pre_norm: a LayerNorm between the embedding and the layers (CLIP).
+    patch_bias: whether the patch embedding has a bias (CLIP's has none).
   """
 
   image_size: int
@@ -80,6 +92,8 @@ class VitSpec:
   encoder: EncoderSpec
   mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
   std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+  pre_norm: bool = False
+  patch_bias: bool = True
 
   @property
   def grid(self) -> int:
@@ -102,6 +116,7 @@ class BertSpec:
     encoder: the layers.
     readout: `cls`, or `mean` over the surviving tokens.
     sep_id: token id of [SEP], which is never dropped.
+    kind: tells text towers apart on disk.
   """
 
   vocab_size: int
@@ -109,6 +124,37 @@ class BertSpec:
   encoder: EncoderSpec
   readout: str = "mean"
   sep_id: int = 102
+  kind: Literal["bert"] = "bert"
+
+  @property
+  def protected(self) -> int:
+    """Tokens of a text that are never dropped: [CLS] and [SEP]."""
+    return 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipTextSpec:
+  """CLIP's causal text encoder, which reads out the end-of-text token.
+
+  Attributes:
+    vocab_size: rows of the word table.
+    max_length: rows of the position table.
+    encoder: the layers.
+    kind: tells text towers apart on disk.
+  """
+
+  vocab_size: int
+  max_length: int
+  encoder: EncoderSpec
+  kind: Literal["clip"] = "clip"
+
+  @property
+  def protected(self) -> int:
+    """Tokens of a text that are never dropped: the end of text."""
+    return 1
+
+
+_TEXT_SPECS = {"bert": BertSpec, "clip": ClipTextSpec}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +168,7 @@ class TwoTowerSpec:
   """
 
   vision: VitSpec
-  text: BertSpec
+  text: BertSpec | ClipTextSpec
   joint_width: int
 
 
@@ -214,6 +260,7 @@ def from_dict(values: Mapping) -> TwoTowerSpec:
 
   return TwoTowerSpec(
     vision=tower(VitSpec, values["vision"]),
-    text=tower(BertSpec, values["text"]),
+    # Folders that were written before CLIP's towers do not name the kind.
+    text=tower(_TEXT_SPECS[values["text"].get("kind", "bert")], values["text"]),
     joint_width=values["joint_width"],
   )

@@ -1,5 +1,6 @@
 """A CLIP-like two-tower model, its group table and its MACs."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Num
 from comp_jax.core import cost, importance
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import prunable as prunable_lib
-from comp_jax.models import bert, specs, vit
+from comp_jax.models import bert, clip_text, specs, vit
 
 # Mode of each tower's units, and of its tokens.
 PARAM_MODES = {"vision": "vision_params", "text": "language_params"}
@@ -27,7 +28,8 @@ class TwoTower(nn.Module):
 
   def setup(self):
     self.vision = vit.Vit(self.spec.vision)
-    self.text = bert.Bert(self.spec.text)
+    text = {"bert": bert.Bert, "clip": clip_text.ClipText}
+    self.text = text[self.spec.text.kind](self.spec.text)
     joint = self.spec.joint_width
     self.vision_projection = nn.Dense(joint, use_bias=False)
     self.text_projection = nn.Dense(joint, use_bias=False)
@@ -226,28 +228,18 @@ def _fixed_macs(spec, tower, counts, xp):
     patches = cost.patch_macs(
       patches=side.tokens - 1, patch_size=side.patch_size, width=width
     )
-    return patches + cost.norm_macs(width=width, tokens=1) + projection
-  tokens = xp.mean(counts[tower][:, 0])
+    # The last norm sees CLS alone, the one before the layers every token.
+    normed = 1 + (side.tokens if side.pre_norm else 0)
+    return patches + cost.norm_macs(width=width, tokens=normed) + projection
+  # BERT normalises its embeddings, CLIP what leaves the last layer.
+  where = 0 if side.kind == "bert" else -1
+  tokens = xp.mean(counts[tower][:, where])
   return cost.norm_macs(width=width, tokens=tokens) + projection
 
 
 def params_count(spec: specs.TwoTowerSpec) -> int:
   """The number of parameters of a dense or compact model, from its spec."""
-  total = 1
-  for tower in TOWERS:
-    side = getattr(spec, tower)
-    d = side.encoder.width
-    for layer in side.encoder.layers:
-      a = layer.heads * layer.head_width
-      total += 3 * (d * a + a) + a * d + d
-      total += 2 * d * layer.mlp + layer.mlp + d
-      total += 4 * d + (2 * d if side.encoder.layer_scale else 0)
-    total += d * spec.joint_width + 2 * d
-    if tower == "vision":
-      total += side.patch_size**2 * 3 * d + d + d + side.tokens * d
-    else:
-      total += (side.vocab_size + side.max_length) * d
-  return total
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(param_shapes(spec)))
 
 
 def prunable(
@@ -287,8 +279,8 @@ def prunable(
   return prunable_lib.Prunable(
     groups=groups(spec, min_heads=min_heads, min_neurons=min_neurons),
     token_modes={TOKEN_MODES[tower]: tower for tower in TOWERS},
-    # CLS; [CLS] and [SEP].
-    protected={"vision": 1, "text": 2},
+    # CLS, and what the kind of text tower protects.
+    protected={"vision": 1, "text": spec.text.protected},
     forward=forward,
     tower_counts={"vision": vision_counts, "text": text_counts},
     macs=lambda masks, counts: macs(spec, masks, counts),

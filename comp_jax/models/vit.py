@@ -1,5 +1,6 @@
 """Vision transformer: CLS, learned positions, optional LayerScale."""
 
+import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -49,7 +50,11 @@ class Vit(nn.Module):
     patches = image.reshape(b, grid, p, grid, p, 3)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, grid**2, p, p, 3)
     x = encoder_lib.Projection(
-      (p, p, 3), (encoder.width,), encoder.dtype, name="patch_embed"
+      (p, p, 3),
+      (encoder.width,),
+      encoder.dtype,
+      spec.patch_bias,
+      name="patch_embed",
     )(patches)
     cls = self.param(
       "cls_token", nn.initializers.normal(0.02), (encoder.width,)
@@ -62,6 +67,11 @@ class Vit(nn.Module):
     cls = jnp.broadcast_to(cls[None, None], (b, 1, encoder.width))
     x = jnp.concatenate([cls.astype(x.dtype), x], axis=1)
     x = x + positions[None].astype(x.dtype)
+    norm = functools.partial(
+      nn.LayerNorm, epsilon=encoder.norm_eps, dtype="float32"
+    )
+    if spec.pre_norm:
+      x = norm(name="pre_norm")(x).astype(encoder.dtype)
     is_cls = jnp.arange(spec.tokens)[None] == jnp.zeros((b, 1), jnp.int32)
     state = tokens_lib.TokenState(
       x=x,
@@ -73,8 +83,7 @@ class Vit(nn.Module):
       state, masks, probes, policy, estimator
     )
     # CLS is protected and order is kept: it is always token 0.
-    norm = nn.LayerNorm(epsilon=encoder.norm_eps, dtype="float32", name="norm")
-    return norm(state.x[:, 0].astype(jnp.float32)), aux
+    return norm(name="norm")(state.x[:, 0].astype(jnp.float32)), aux
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from comp_jax.interop import atomic, pretrained, store
 from comp_jax.models import two_tower
 from comp_jax.tasks import retrieval
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import fit, metrics, preemption, setup
+from comp_jax.train import fit, metrics, preemption, ridge, setup
 from comp_jax.train import step as step_lib
 from comp_jax.train import workdir as workdir_lib
 
@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     own = tokenizers.minilm() if config.model.pretrained else None
     data = setup.open_data(config, own)
     spec = setup.new_spec(config, data.tokenizer)
-    params = _initial(config, spec)
+    params = _initial(config, spec, data)
     objective = step_lib.Objective(
       prunable=two_tower.prunable(spec),
       loss=retrieval.loss,
@@ -91,9 +91,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     return results
 
 
-def _initial(config, spec):
+def _initial(config, spec, data):
   if config.model.pretrained:
-    return pretrained.two_tower(spec, config.seed)
+    params = pretrained.two_tower(spec, config.seed)
+    if config.train.ridge_examples:
+      batches = data.evaluation(
+        "train", config.evaluate.batch_size, config.train.ridge_examples
+      )
+      params = ridge.aligned(spec, params, batches)
+    return params
   if config.model.preset != "tiny":
     raise errors.UserError(
       f"config.model: {config.model.preset} is trained from its pretrained "

@@ -66,14 +66,17 @@ class Data:
       batches, start=first_step + start * chunk, steps_per_stage=chunk
     )
 
-  def evaluation(self, split: str, batch_size: int) -> pipelines.EvalBatches:
-    """The padded batches of a split."""
+  def evaluation(
+    self, split: str, batch_size: int, limit: int | None = None
+  ) -> pipelines.EvalBatches:
+    """The padded batches of the first `limit` examples of a split."""
     return pipelines.eval_batches(
       self.splits[split],
       self.tokenizer,
       batch_size=batch_size,
       image_size=self.image_size,
       text_length=self.text_length,
+      limit=limit,
     )
 
   def examples(self, split: str, limit: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 
-def token_scores(attention, pool, gate=None):
+def token_scores(attention, pool, gate=None, causal=False):
   """Eq. 6, with `gate` Eq. 7, of one sample: attention [h, n, n], pool [n]."""
   heads, n, _ = attention.shape
   scores = np.zeros(n)
@@ -25,6 +25,8 @@ def token_scores(attention, pool, gate=None):
         vote = attention[h, query, i] * (1.0 if gate is None else gate[h])
         best = max(best, vote)
       scores[i] += best
+    if causal:
+      scores[i] /= sum(1 for query in range(i, n) if pool[query])
   total = scores.sum()
   return scores / total if total > 0 else scores
 

@@ -53,7 +53,7 @@ def _scores(rng, pool):
   return (scores / np.where(total > 0, total, 1)).astype(np.float32)
 
 
-_token_scores = jax.jit(tokens.token_scores)
+_token_scores = jax.jit(tokens.token_scores, static_argnames="causal")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -73,6 +73,29 @@ def test_scores_are_equations_6_and_7(seed, gated):
   np.testing.assert_allclose(scores, expected, atol=1e-6)
   assert scores.dtype == jnp.float32
   assert not np.any(np.asarray(scores)[~pool])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_causal_scores_are_means_over_the_queries_that_see_a_token(seed):
+  rng = np.random.default_rng(seed)
+  pool = _pool(rng)
+  attention = np.tril(_attention(rng))
+  attention = attention / attention.sum(-1, keepdims=True)
+  scores = _token_scores(
+    jnp.asarray(attention, jnp.float32), jnp.asarray(pool), None, causal=True
+  )
+  expected = [
+    reference.token_scores(attention[b], pool[b], causal=True)
+    for b in range(B)
+  ]
+  np.testing.assert_allclose(scores, expected, atol=1e-6)
+  # Even attention makes every token equal, however early it stands.
+  even = np.tril(np.ones((1, 1, N, N))) / np.arange(1, N + 1)[:, None]
+  even = even * np.arange(1, N + 1)[:, None]
+  same = _token_scores(
+    jnp.asarray(even, jnp.float32), jnp.ones((1, N), bool), None, causal=True
+  )
+  np.testing.assert_allclose(same, np.full((1, N), 1 / N), atol=1e-6)
 
 
 def test_padding_and_protected_tokens_neither_vote_nor_score():

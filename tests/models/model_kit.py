@@ -15,6 +15,9 @@ VOCAB, LENGTH, SEP = 40, 12, 3
 def spec(
   *, layer_scale=True, readout="mean", depth=(2, 2), **options
 ) -> specs.TwoTowerSpec:
+  """A small pair; `readout="end"` makes both towers CLIP's."""
+  if readout == "end":
+    return _clip(depth, options)
   return specs.TwoTowerSpec(
     vision=specs.VitSpec(
       image_size=32,
@@ -43,6 +46,34 @@ def spec(
         norm_first=False,
         norm_eps=1e-12,
         **options,
+      ),
+    ),
+    joint_width=20,
+  )
+
+
+def _clip(depth, options):
+  shared = {
+    "norm_first": True,
+    "norm_eps": 1e-5,
+    "activation": "quick_gelu",
+    **options,
+  }
+  return specs.TwoTowerSpec(
+    vision=specs.VitSpec(
+      image_size=32,
+      patch_size=8,
+      encoder=specs.encoder(
+        width=24, depth=depth[0], heads=3, mlp=40, **shared
+      ),
+      pre_norm=True,
+      patch_bias=False,
+    ),
+    text=specs.ClipTextSpec(
+      vocab_size=VOCAB,
+      max_length=LENGTH,
+      encoder=specs.encoder(
+        width=16, depth=depth[1], heads=4, mlp=36, causal=True, **shared
       ),
     ),
     joint_width=20,

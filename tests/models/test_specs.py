@@ -85,7 +85,8 @@ def test_compacted_checks_its_layers():
 
 
 def test_presets_by_name():
-  assert set(presets.NAMES) == {"tiny", "dinov2_s14_minilm"}
+  clips = {"clip_b32", "clip_b16", "clip_l14", "clip_l14_336"}
+  assert set(presets.NAMES) == {"tiny", "dinov2_s14_minilm", *clips}
   tiny = presets.spec(
     "tiny", vocab_size=700, granularity="channel", dtype="bfloat16", unroll=2
   )

@@ -57,13 +57,15 @@ GROUPS = ["vision/attn", "vision/mlp", "text/attn", "text/mlp", "all"]
 
 
 @pytest.mark.parametrize(
-  ("name", "granularity", "layer_scale"),
-  [(name, "head", True) for name in GROUPS]
-  + [(name, "channel", False) for name in GROUPS]
-  + [("all", "head", False), ("all", "channel", True)],
+  ("name", "granularity", "options"),
+  [(name, "head", {}) for name in GROUPS]
+  + [(name, "channel", {"layer_scale": False}) for name in GROUPS]
+  + [("all", "head", {"layer_scale": False}), ("all", "channel", {})]
+  + [(name, "head", {"readout": "end"}) for name in ("text/attn", "all")]
+  + [("all", "channel", {"readout": "end"})],
 )
-def test_zero_mask_equals_sliced_out(name, granularity, layer_scale):
-  model, params = _model(granularity=granularity, layer_scale=layer_scale)
+def test_zero_mask_equals_sliced_out(name, granularity, options):
+  model, params = _model(granularity=granularity, **options)
   groups = two_tower.groups(model)
   names = {group.name for group in groups}
   assert names == set(GROUPS) - {"all"}
@@ -208,7 +210,7 @@ def test_bfloat16_runs_and_stays_close():
 
 
 @pytest.mark.parametrize(
-  ("combine", "readout"), [("drop", "mean"), ("merge", "cls")]
+  ("combine", "readout"), [("drop", "mean"), ("merge", "cls"), ("drop", "end")]
 )
 def test_mask_execution_equals_static_at_equal_counts(combine, readout):
   model, params = _model(readout=readout)
@@ -254,9 +256,13 @@ def test_static_counts_need_unrolled_layers():
 
 
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("combine", ["drop", "merge"])
-def test_padding_and_batch_composition_change_nothing(combine, static):
-  model, params = _model()
+@pytest.mark.parametrize(
+  ("combine", "readout"), [("drop", "mean"), ("merge", "mean"), ("drop", "end")]
+)
+def test_padding_and_batch_composition_change_nothing(
+  combine, readout, static
+):
+  model, params = _model(readout=readout)
   policies = {
     tower: TokenPolicy(theta=0.8, combine=combine) for tower in two_tower.TOWERS
   }

@@ -1,0 +1,246 @@
+"""CLIP checkpoints: Hugging Face's layout, OpenAI's, and UPop's compressed.
+
+Every size but the number of heads is read from the shapes of the arrays, so a
+compressed checkpoint, whose layers have lost channels and neurons, describes
+itself (spec `upop.md` part 2).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from comp_jax import errors
+from comp_jax.interop import layouts
+from comp_jax.models import presets, specs
+
+_HF_LAYER = layouts.LayerNames(
+  norm1="layer_norm1",
+  qkv=[f"self_attn.{x}_proj" for x in "qkv"],
+  out="self_attn.out_proj",
+  norm2="layer_norm2",
+  up="mlp.fc1",
+  down="mlp.fc2",
+)
+_OPENAI_LAYER = layouts.LayerNames(
+  norm1="ln_1",
+  qkv="attn.in_proj_{kind}",
+  out="attn.out_proj",
+  norm2="ln_2",
+  up="mlp.c_fc",
+  down="mlp.c_proj",
+)
+# What the two layouts call the same array, and whether it is transposed.
+_HF = {
+  "layer": _HF_LAYER,
+  "vision_layers": "vision_model.encoder.layers.{}.",
+  "text_layers": "text_model.encoder.layers.{}.",
+  "cls": "vision_model.embeddings.class_embedding",
+  "patch": "vision_model.embeddings.patch_embedding.weight",
+  "vision_positions": "vision_model.embeddings.position_embedding.weight",
+  "pre_norm": "vision_model.pre_layrnorm",
+  "vision_norm": "vision_model.post_layernorm",
+  "vision_projection": "visual_projection.weight",
+  "words": "text_model.embeddings.token_embedding.weight",
+  "text_positions": "text_model.embeddings.position_embedding.weight",
+  "text_norm": "text_model.final_layer_norm",
+  "text_projection": "text_projection.weight",
+}
+_OPENAI = {
+  "layer": _OPENAI_LAYER,
+  "vision_layers": "visual.transformer.resblocks.{}.",
+  "text_layers": "transformer.resblocks.{}.",
+  "cls": "visual.class_embedding",
+  "patch": "visual.conv1.weight",
+  "vision_positions": "visual.positional_embedding",
+  "pre_norm": "visual.ln_pre",
+  "vision_norm": "visual.ln_post",
+  "vision_projection": "visual.proj",
+  "words": "token_embedding.weight",
+  "text_positions": "positional_embedding",
+  "text_norm": "ln_final",
+  "text_projection": "text_projection",
+}
+# Not weights of the model: constants, sizes, and UPop's momentum twins and
+# queues, which are reset before any use.
+_UNUSED = (
+  "vision_model.embeddings.position_ids",
+  "text_model.embeddings.position_ids",
+  "input_resolution",
+  "context_length",
+  "vocab_size",
+  "visual_m.",
+  "transformer_m.",
+  "token_embedding_m.",
+  "ln_final_m.",
+  "text_projection_m",
+  "positional_embedding_m",
+  "image_queue",
+  "text_queue",
+  "idx_queue",
+  "ptr_queue",
+)
+
+
+def is_layout(arrays: Mapping[str, Any]) -> bool:
+  """Whether the arrays are a CLIP's, in either layout."""
+  return _HF["cls"] in arrays or _OPENAI["cls"] in arrays
+
+
+def two_tower(
+  arrays: Mapping[str, np.ndarray],
+  where: str,
+  *,
+  heads: tuple[int, int] | None = None,
+  activation: str = "quick_gelu",
+  norm_eps: float = 1e-5,
+  image_size: int | None = None,
+) -> tuple[specs.TwoTowerSpec, dict]:
+  """The spec and the parameters of a CLIP checkpoint.
+
+  Args:
+    arrays: the checkpoint, flat.
+    where: what is read, for messages.
+    heads: of the vision and the text tower; None for width / 64.
+    activation: of the MLPs; OpenAI's models use `quick_gelu`.
+    norm_eps: epsilon of the LayerNorms.
+    image_size: side of the images; another one than the checkpoint's resamples
+      the position table. None keeps the checkpoint's.
+
+  Raises:
+    UserError: names each missing, unexpected and misshaped array.
+  """
+  names = _HF if _HF["cls"] in arrays else _OPENAI
+  spec = _spec(arrays, names, where, heads, activation, norm_eps, image_size)
+  checkpoint = layouts.Checkpoint(arrays, where)
+  vision, text, joint = spec.vision, spec.text, spec.joint_width
+  d, t, p = vision.encoder.width, text.encoder.width, vision.patch_size
+
+  def projection(name, width):
+    if names is _HF:  # A linear layer, [out, in]; OpenAI multiplies by it.
+      return {"kernel": checkpoint.take(names[name], joint, width).T}
+    return {"kernel": checkpoint.take(names[name], width, joint)}
+
+  params = {
+    "vision": {
+      "patch_embed": {
+        "kernel": layouts.patches(checkpoint.take(names["patch"], d, 3, p, p))
+      },
+      "cls_token": checkpoint.take(names["cls"], d),
+      "position_embedding": checkpoint.positions(
+        names["vision_positions"], vision.grid, None, d
+      ),
+      "pre_norm": checkpoint.norm(names["pre_norm"], d),
+      "encoder": layouts.encoder(
+        checkpoint, names["vision_layers"], names["layer"], vision.encoder
+      ),
+      "norm": checkpoint.norm(names["vision_norm"], d),
+    },
+    "text": {
+      "word_embedding": checkpoint.take(names["words"], text.vocab_size, t),
+      "position_embedding": checkpoint.take(
+        names["text_positions"], text.max_length, t
+      ),
+      "encoder": layouts.encoder(
+        checkpoint, names["text_layers"], names["layer"], text.encoder
+      ),
+      "norm": checkpoint.norm(names["text_norm"], t),
+    },
+    "vision_projection": projection("vision_projection", d),
+    "text_projection": projection("text_projection", t),
+    "logit_scale": checkpoint.take("logit_scale"),
+  }
+  checkpoint.finish(_UNUSED)
+  for tower, side in (("vision", vision), ("text", text)):
+    params[tower]["encoder"] = _at_full_scale(
+      params[tower]["encoder"], side.encoder.scale_width
+    )
+  return spec, params
+
+
+def _spec(arrays, names, where, heads, activation, norm_eps, image_size):
+  """The spec that the shapes tell."""
+  needed = ("patch", "vision_positions", "words", "text_positions")
+  missing = [
+    names[key]
+    for key in (*needed, "vision_projection")
+    if names[key] not in arrays
+  ]
+  if missing:
+    raise errors.UserError(
+      f"{where}: not a whole CLIP checkpoint, it lacks {', '.join(missing)}"
+    )
+  shapes = {key: np.shape(arrays[names[key]]) for key in needed}
+  width, _, patch, _ = shapes["patch"]
+  vocab, text_width = shapes["words"]
+  grid = round((shapes["vision_positions"][0] - 1) ** 0.5)
+  projection = np.shape(arrays[names["vision_projection"]])
+
+  def encoder(tower, width, heads, **more):
+    layers = _layers(arrays, names, tower, heads or width // 64)
+    return specs.EncoderSpec(
+      width=width,
+      layers=layers,
+      scale_width=width // (heads or width // 64),
+      norm_first=True,
+      norm_eps=norm_eps,
+      activation=activation,
+      scan=len(set(layers)) == 1,
+      **more,
+    )
+
+  heads = heads or (None, None)
+  return specs.TwoTowerSpec(
+    vision=specs.VitSpec(
+      image_size=image_size or grid * patch,
+      patch_size=patch,
+      encoder=encoder("vision_layers", width, heads[0]),
+      mean=presets.CLIP_MEAN,
+      std=presets.CLIP_STD,
+      pre_norm=True,
+      patch_bias=False,
+    ),
+    text=specs.ClipTextSpec(
+      vocab_size=vocab,
+      max_length=shapes["text_positions"][0],
+      encoder=encoder("text_layers", text_width, heads[1], causal=True),
+    ),
+    joint_width=projection[0 if names is _HF else 1],
+  )
+
+
+def _layers(arrays, names, tower, heads):
+  """The widths of each layer: rows of the output's input, of the MLP."""
+  layers = []
+  while True:
+    prefix = names[tower].format(len(layers))
+    out = arrays.get(f"{prefix}{names['layer'].out}.weight")
+    up = arrays.get(f"{prefix}{names['layer'].up}.weight")
+    if out is None or up is None:
+      break
+    layers.append(
+      specs.LayerSpec(
+        heads=heads, head_width=np.shape(out)[1] // heads, mlp=np.shape(up)[0]
+      )
+    )
+  # An empty stack is told apart from a broken layer by what stays untaken.
+  return tuple(layers) or (specs.LayerSpec(heads=heads, head_width=64, mlp=1),)
+
+
+def _at_full_scale(encoder: Mapping, scale_width: int) -> dict:
+  """Layers whose attention divides by the root of the original head width.
+
+  UPop's compressed CLIP divides by the root of the width that is left (spec
+  `upop.md` part 2); the queries take up the difference.
+  """
+  layers = {}
+  for name, layer in encoder.items():
+    query = layer["attention"]["query"]
+    left = query["kernel"].shape[-1]
+    if left not in (0, scale_width):
+      factor = np.float32((scale_width / left) ** 0.5)
+      query = {key: value * factor for key, value in query.items()}
+      attention = {**layer["attention"], "query": query}
+      layer = {**layer, "attention": attention}
+    layers[name] = layer
+  return layers

@@ -1,0 +1,166 @@
+"""A model from wherever it lies: our folders, and what others published.
+
+Read are folders that this project wrote, Hugging Face folders (config.json
+beside safetensors or .bin) and single files of PyTorch or safetensors.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from comp_jax import errors
+from comp_jax.interop import clip, store, torch_file
+
+TASKS = ("retrieval",)
+_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def load(
+  path: str | os.PathLike,
+  task: str | None = None,
+  *,
+  heads: tuple[int, int] | None = None,
+  image_size: int | None = None,
+) -> store.Loaded:
+  """The model of a folder or file, ready to run.
+
+  Args:
+    path: a folder that prune.py or train.py wrote; a Hugging Face folder of a
+      CLIPModel; or a file of tensors in Hugging Face's or OpenAI's layout,
+      dense or compressed by UPop.
+    task: what the model is for; None for what the checkpoint says.
+    heads: of the vision and the text tower; None for the config's, else
+      width / 64.
+    image_size: side of the images in pixels; None for the checkpoint's. The
+      position table of a dense checkpoint is resampled to another one.
+
+  Returns:
+    A `store.Loaded`; its tokenizer is empty where the source brings none.
+
+  Raises:
+    UserError: nothing readable, another model than asked for, or arrays that
+      do not fit (all of them are named).
+  """
+  path = pathlib.Path(path)
+  if task is not None and task not in TASKS:
+    raise errors.UserError(
+      f"task must be one of {', '.join(TASKS)}, not {task!r}"
+    )
+  if (path / store.SPEC).is_file() or not (
+    path.is_file() or (path / "config.json").is_file()
+  ):
+    return store.load(path)
+  config = {}
+  if path.is_dir():
+    config = _config(path / "config.json")
+    arrays = _folder_arrays(path)
+  else:
+    arrays = _file_arrays(path)
+  kind = config.get("model_type", "clip")
+  if kind != "clip" or not clip.is_layout(arrays):
+    what = f"a {kind} model" if config else "tensors of an unknown layout"
+    raise errors.UserError(
+      f"{path}: {what}; CLIP is read in the layouts of Hugging Face and OpenAI"
+    )
+  options = _clip_options(config)
+  options["heads"] = heads or options.get("heads")
+  spec, params = clip.two_tower(
+    arrays, str(path), image_size=image_size, **options
+  )
+  return store.Loaded(
+    spec=spec,
+    params=jax.tree.map(jnp.asarray, params),
+    policies={},
+    tokenizer_json=_tokenizer(path) if config else "",
+    recipe={"name": "loaded", "source": str(path)},
+  )
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    config = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise errors.UserError(f"{path}: not readable as JSON ({error})") from error
+  if not isinstance(config, dict):
+    raise errors.UserError(f"{path}: not a JSON object")
+  return config
+
+
+def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What shapes do not tell, from a Hugging Face config."""
+  if not config:
+    return {}
+  vision, text = config.get("vision_config", {}), config.get("text_config", {})
+  pick = lambda key, default: (  # noqa: E731
+    vision.get(key, default),
+    text.get(key, default),
+  )
+  activations, epsilons = pick("hidden_act", "quick_gelu"), pick(
+    "layer_norm_eps", 1e-5
+  )
+  if len(set(activations)) > 1 or len(set(epsilons)) > 1:
+    raise errors.UserError(
+      f"config.json: towers of different hidden_act {activations} or "
+      f"layer_norm_eps {epsilons}; CLIP's are equal"
+    )
+  return {
+    # Defaults of transformers' CLIPVisionConfig and CLIPTextConfig.
+    "heads": (
+      vision.get("num_attention_heads", 12),
+      text.get("num_attention_heads", 8),
+    ),
+    "activation": activations[0],
+    "norm_eps": epsilons[0],
+  }
+
+
+def _folder_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """All arrays of a Hugging Face folder, its shards joined."""
+  for suffix in ("*.safetensors", "*.bin"):
+    files = sorted(path.glob(suffix))
+    if files:
+      arrays = {}
+      for file in files:
+        arrays.update(_file_arrays(file))
+      return arrays
+  raise errors.UserError(
+    f"{path}: no *.safetensors and no *.bin beside config.json; fetch the "
+    "weights as well"
+  )
+
+
+def _file_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  if path.suffix not in _FILES:
+    raise errors.UserError(
+      f"{path}: a file of tensors ends in {', '.join(_FILES)}"
+    )
+  if path.suffix != ".safetensors":
+    return torch_file.load(path)
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      return {key: file.get_tensor(key) for key in file.keys()}
+  # The library raises types of its own for each way a header can be wrong.
+  except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+    raise errors.UserError(
+      f"{path}: not a whole safetensors file ({error}); fetch it again"
+    ) from error
+
+
+def _tokenizer(path: pathlib.Path) -> str:
+  """The tokenizer of a Hugging Face folder; empty where there is none."""
+  if (path / "tokenizer.json").is_file():
+    return (path / "tokenizer.json").read_text(encoding="utf-8")
+  if not any((path / name).is_file() for name in ("vocab.json", "vocab.txt")):
+    return ""
+  # Only older folders need it, and it takes seconds to import.
+  import transformers
+
+  tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
+  return tokenizer.backend_tokenizer.to_str()

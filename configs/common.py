@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.augment.word_dropout = 0.0
 
   c.model = ml_collections.ConfigDict()
+  # Empty prunes whatever model the checkpoint holds.
   c.model.preset = ""
   # Pixels; a multiple of the preset's patch size.
   c.model.image_size = 64
@@ -115,6 +116,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Training examples that the projections of pretrained towers are fitted on
   # before the first step (a ridge map); 0 starts them at random.
   c.train.ridge_examples = 0
+  # Folder of a model to go on from instead.
+  c.train.start = ""
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch_size = 128

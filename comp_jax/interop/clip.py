@@ -84,7 +84,8 @@ _UNUSED = (
 
 def is_layout(arrays: Mapping[str, Any]) -> bool:
   """Whether the arrays are a CLIP's, in either layout."""
-  return _HF["cls"] in arrays or _OPENAI["cls"] in arrays
+  # BLIP's vision tower shares names with CLIP's; the word tables differ.
+  return _HF["words"] in arrays or _OPENAI["words"] in arrays
 
 
 def two_tower(
@@ -110,7 +111,7 @@ def two_tower(
   Raises:
     UserError: names each missing, unexpected and misshaped array.
   """
-  names = _HF if _HF["cls"] in arrays else _OPENAI
+  names = _HF if _HF["words"] in arrays else _OPENAI
   spec = _spec(arrays, names, where, heads, activation, norm_eps, image_size)
   checkpoint = layouts.Checkpoint(arrays, where)
   vision, text, joint = spec.vision, spec.text, spec.joint_width
@@ -152,7 +153,7 @@ def two_tower(
   }
   checkpoint.finish(_UNUSED)
   for tower, side in (("vision", vision), ("text", text)):
-    params[tower]["encoder"] = _at_full_scale(
+    params[tower]["encoder"] = layouts.at_full_scale(
       params[tower]["encoder"], side.encoder.scale_width
     )
   return spec, params
@@ -177,7 +178,13 @@ def _spec(arrays, names, where, heads, activation, norm_eps, image_size):
   projection = np.shape(arrays[names["vision_projection"]])
 
   def encoder(tower, width, heads, **more):
-    layers = _layers(arrays, names, tower, heads or width // 64)
+    layers = layouts.layer_widths(
+      arrays,
+      names[tower],
+      heads or width // 64,
+      out=f"{names['layer'].out}.weight",
+      up=f"{names['layer'].up}.weight",
+    )
     return specs.EncoderSpec(
       width=width,
       layers=layers,
@@ -207,40 +214,3 @@ def _spec(arrays, names, where, heads, activation, norm_eps, image_size):
     ),
     joint_width=projection[0 if names is _HF else 1],
   )
-
-
-def _layers(arrays, names, tower, heads):
-  """The widths of each layer: rows of the output's input, of the MLP."""
-  layers = []
-  while True:
-    prefix = names[tower].format(len(layers))
-    out = arrays.get(f"{prefix}{names['layer'].out}.weight")
-    up = arrays.get(f"{prefix}{names['layer'].up}.weight")
-    if out is None or up is None:
-      break
-    layers.append(
-      specs.LayerSpec(
-        heads=heads, head_width=np.shape(out)[1] // heads, mlp=np.shape(up)[0]
-      )
-    )
-  # An empty stack is told apart from a broken layer by what stays untaken.
-  return tuple(layers) or (specs.LayerSpec(heads=heads, head_width=64, mlp=1),)
-
-
-def _at_full_scale(encoder: Mapping, scale_width: int) -> dict:
-  """Layers whose attention divides by the root of the original head width.
-
-  UPop's compressed CLIP divides by the root of the width that is left (spec
-  `upop.md` part 2); the queries take up the difference.
-  """
-  layers = {}
-  for name, layer in encoder.items():
-    query = layer["attention"]["query"]
-    left = query["kernel"].shape[-1]
-    if left not in (0, scale_width):
-      factor = np.float32((scale_width / left) ** 0.5)
-      query = {key: value * factor for key, value in query.items()}
-      attention = {**layer["attention"], "query": query}
-      layer = {**layer, "attention": attention}
-    layers[name] = layer
-  return layers

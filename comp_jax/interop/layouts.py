@@ -120,7 +120,7 @@ def attention(
   *,
   width: int,
   source_width: int,
-  layer: specs.LayerSpec,
+  layer: specs.LayerSpec | specs.AttentionSpec,
 ) -> dict:
   """An attention block in our layout; linear kernels are stored [out, in].
 
@@ -240,3 +240,64 @@ def patches(
 ) -> Float[np.ndarray, "p p 3 d"]:
   """The kernel of a patch convolution in our layout."""
   return kernel.transpose(2, 3, 1, 0)
+
+
+def layer_widths(
+  arrays: Mapping[str, np.ndarray],
+  pattern: str,
+  heads: int,
+  *,
+  out: str,
+  up: str,
+  cross: str | None = None,
+) -> tuple[specs.LayerSpec, ...]:
+  """The widths of each layer: rows of the output matrices, of the MLP.
+
+  Args:
+    arrays: the checkpoint.
+    pattern: prefix of a layer with `{}` for its index.
+    heads: of every attention block.
+    out: output matrix of the attention, below the prefix.
+    up: first matrix of the MLP.
+    cross: output matrix of the cross-attention, if there is one.
+  """
+
+  def attention(prefix, name):
+    shape = np.shape(arrays.get(prefix + name, np.zeros((0, 0))))
+    return {"heads": heads, "head_width": shape[1] // heads}
+
+  layers = []
+  while f"{(prefix := pattern.format(len(layers)))}{up}" in arrays:
+    layers.append(
+      specs.LayerSpec(
+        **attention(prefix, out),
+        mlp=np.shape(arrays[prefix + up])[0],
+        cross=cross and specs.AttentionSpec(**attention(prefix, cross)),
+      )
+    )
+  return tuple(layers)
+
+
+def at_full_scale(
+  encoder: Mapping, scale_width: int, block: str = "attention"
+) -> dict:
+  """Layers whose attention divides by the root of the original head width.
+
+  UPop's compressed CLIP and BERT divide by the root of the width that is left
+  (spec `upop.md` part 2); the queries take up the difference.
+
+  Args:
+    encoder: layers, stacked or not.
+    scale_width: head width before compression.
+    block: `attention` or `cross`.
+  """
+  layers = {}
+  for name, layer in encoder.items():
+    query = layer[block]["query"]
+    left = query["kernel"].shape[-1]
+    if left not in (0, scale_width):
+      factor = np.float32((scale_width / left) ** 0.5)
+      query = {key: value * factor for key, value in query.items()}
+      layer = {**layer, block: {**layer[block], "query": query}}
+    layers[name] = layer
+  return layers

@@ -16,9 +16,9 @@ import numpy as np
 import safetensors
 
 from comp_jax import errors
-from comp_jax.interop import clip, store, torch_file
+from comp_jax.interop import blip, clip, store, torch_file
 
-TASKS = ("retrieval",)
+TASKS = ("retrieval", "matching")
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -33,9 +33,10 @@ def load(
 
   Args:
     path: a folder that prune.py or train.py wrote; a Hugging Face folder of a
-      CLIPModel; or a file of tensors in Hugging Face's or OpenAI's layout,
-      dense or compressed by UPop.
-    task: what the model is for; None for what the checkpoint says.
+      CLIPModel or a BlipForImageTextRetrieval; or a file of tensors in the
+      layout of Hugging Face or the authors, dense or compressed by UPop.
+    task: `retrieval` (CLIP) or `matching` (BLIP); None for what the checkpoint
+      is.
     heads: of the vision and the text tower; None for the config's, else
       width / 64.
     image_size: side of the images in pixels; None for the checkpoint's. The
@@ -63,17 +64,21 @@ def load(
     arrays = _folder_arrays(path)
   else:
     arrays = _file_arrays(path)
-  kind = config.get("model_type", "clip")
-  if kind != "clip" or not clip.is_layout(arrays):
-    what = f"a {kind} model" if config else "tensors of an unknown layout"
+  if clip.is_layout(arrays) and task in (None, "retrieval"):
+    read, options = clip.two_tower, _clip_options(config)
+  elif blip.is_layout(arrays) and task in (None, "matching"):
+    read, options = blip.matching, _blip_options(config)
+  else:
+    what = "tensors of an unknown layout"
+    if config:
+      what = f"a {config.get('model_type')} model"
+    wanted = f" that does {task}" if task else ""
     raise errors.UserError(
-      f"{path}: {what}; CLIP is read in the layouts of Hugging Face and OpenAI"
+      f"{path}: {what}, not one{wanted} that is read here: CLIP (retrieval) of"
+      " Hugging Face or OpenAI, BLIP (matching) of Hugging Face or its authors"
     )
-  options = _clip_options(config)
   options["heads"] = heads or options.get("heads")
-  spec, params = clip.two_tower(
-    arrays, str(path), image_size=image_size, **options
-  )
+  spec, params = read(arrays, str(path), image_size=image_size, **options)
   return store.Loaded(
     spec=spec,
     params=jax.tree.map(jnp.asarray, params),
@@ -118,6 +123,24 @@ def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
     ),
     "activation": activations[0],
     "norm_eps": epsilons[0],
+  }
+
+
+def _blip_options(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What shapes do not tell, from a Hugging Face config."""
+  if not config:
+    return {}
+  vision, text = config.get("vision_config", {}), config.get("text_config", {})
+  return {
+    # Defaults of transformers' BlipVisionConfig and BlipTextConfig.
+    "heads": (
+      vision.get("num_attention_heads", 12),
+      text.get("num_attention_heads", 8),
+    ),
+    "norm_eps": (
+      vision.get("layer_norm_eps", 1e-5),
+      text.get("layer_norm_eps", 1e-12),
+    ),
   }
 
 

@@ -18,8 +18,7 @@ from safetensors import numpy as safetensors_numpy
 from comp_jax import errors
 from comp_jax.interop import layouts
 from comp_jax.interop import tensors as tensors_lib
-from comp_jax.models import presets, specs
-from comp_jax.models import two_tower as two_tower_lib
+from comp_jax.models import families, presets, specs
 
 _VIT_LAYER = layouts.LayerNames(
   norm1="norm1",
@@ -148,30 +147,29 @@ def minilm(max_length: int = 512) -> dict:
   return _minilm(spec)
 
 
-def two_tower(spec: specs.TwoTowerSpec, seed: int) -> dict:
-  """The parameters of the pretrained pair, its projections freshly drawn.
+def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
+  """The parameters of a model of the pretrained pair; what is new is random.
 
   Args:
-    spec: `presets.dinov2_s14_minilm(...)`.
-    seed: seed of the projections.
+    spec: of `presets.dinov2_s14_minilm` or `presets.dinov2_s14_minilm_itm`.
+    seed: seed of what neither package has: projections, cross-attention, head.
 
   Raises:
     UserError: a package is not installed, or the spec is of another model.
   """
-  keys = jax.random.split(jax.random.key(seed))
-  draw = jax.nn.initializers.lecun_normal()
-  params = {
-    "vision": _dinov2_s14(spec.vision),
-    "text": _minilm(spec.text),
-    # CLIP's initial temperature, as in `two_tower.TwoTower`.
-    "logit_scale": np.asarray(np.log(1 / 0.07), np.float32),
-  }
-  for tower, key in zip(two_tower_lib.TOWERS, keys, strict=True):
-    width = getattr(spec, tower).encoder.width
-    kernel = np.asarray(draw(key, (width, spec.joint_width)))
-    params[f"{tower}_projection"] = {"kernel": kernel}
+  fresh = jax.tree.map(
+    np.asarray, families.of(spec).initial_params(spec, seed)
+  )
+  vision, text = _dinov2_s14(spec.vision), _minilm(spec.text)
+  if spec.text.encoder.source_width:
+    # New blocks start small beside pretrained ones, at BERT's own deviation.
+    new = fresh["text"]["encoder"]["layers"]
+    out = new["cross"]["out"]
+    out["kernel"] = out["kernel"] * (0.02 / out["kernel"].std())
+    text["encoder"] = {"layers": {**new, **text["encoder"]["layers"]}}
+  params = {**fresh, "vision": vision, "text": text}
   tensors_lib.check_tree(
-    params, two_tower_lib.param_shapes(spec), "the pretrained pair"
+    params, families.of(spec).param_shapes(spec), "the pretrained pair"
   )
   return params
 

@@ -26,7 +26,7 @@ from comp_jax import errors
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.interop import atomic
 from comp_jax.interop import tensors as tensors_lib
-from comp_jax.models import specs, two_tower
+from comp_jax.models import families, specs, towers, two_tower
 
 FORMAT = 1
 PARAMS, SPEC = "model.safetensors", "spec.json"
@@ -46,7 +46,7 @@ class Loaded:
     recipe: how the model was made; plain JSON.
   """
 
-  spec: specs.TwoTowerSpec
+  spec: specs.ModelSpec
   params: Mapping[str, Any]
   policies: Mapping[str, tokens_lib.TokenPolicy]
   tokenizer_json: str
@@ -60,7 +60,34 @@ class Loaded:
   def _text(self) -> Callable[..., Array]:
     return self._jitted("encode_text", "text")
 
+  @functools.cached_property
+  def _forward(self) -> Callable[..., tuple[dict, dict]]:
+    run = families.of(self.spec).prunable(self.spec).forward
+    policies = {tower: self.policies.get(tower) for tower in towers.NAMES}
+
+    @jax.jit
+    def forward(params, batch):
+      return run(params, batch, None, None, policies, None)
+
+    return forward
+
+  def __call__(self, batch: Mapping[str, Any]) -> tuple[dict, dict]:
+    """The outputs of the model's family, and aux of each tower.
+
+    Args:
+      batch: `image` [b, s, s, 3] and `text_ids`, `text_mask` [b, n].
+
+    Returns:
+      `logits` [b, 2] of a matching model; embeddings and scale of two towers.
+    """
+    return self._forward(self.params, dict(batch))
+
   def _jitted(self, method: str, tower: str) -> Callable[..., Array]:
+    if not isinstance(self.spec, specs.TwoTowerSpec):
+      raise errors.UserError(
+        f"a {self.spec.family} model has no joint space of images and texts;"
+        " call the loaded model with a batch of pairs"
+      )
     model, policy = two_tower.TwoTower(self.spec), self.policies.get(tower)
 
     @jax.jit
@@ -103,7 +130,7 @@ def save(
   path: str | os.PathLike,
   *,
   params: Mapping[str, Any],
-  spec: specs.TwoTowerSpec,
+  spec: specs.ModelSpec,
   policies: Mapping[str, tokens_lib.TokenPolicy],
   tokenizer_json: str,
   recipe: Mapping[str, Any],
@@ -125,7 +152,7 @@ def save(
   path = pathlib.Path(os.path.abspath(path))
   _check_policies(policies, spec)
   try:
-    tensors_lib.check_tree(params, two_tower.param_shapes(spec), "save")
+    tensors_lib.check_tree(params, families.of(spec).param_shapes(spec), "save")
   except errors.UserError as error:
     raise ValueError(str(error)) from error
   texts = {
@@ -184,7 +211,7 @@ def load(path: str | os.PathLike) -> Loaded:
       for tower, fields in about["policies"].items()
     }
     _check_policies(policies, spec)
-    shapes = two_tower.param_shapes(spec)
+    shapes = families.of(spec).param_shapes(spec)
   # The file may hold any type in any place.
   except Exception as error:
     raise errors.UserError(
@@ -236,11 +263,11 @@ def _policy_from_dict(fields: Mapping[str, Any]) -> tokens_lib.TokenPolicy:
 
 
 def _check_policies(
-  policies: Mapping[str, tokens_lib.TokenPolicy], spec: specs.TwoTowerSpec
+  policies: Mapping[str, tokens_lib.TokenPolicy], spec: specs.ModelSpec
 ) -> None:
   """Raises a ValueError where a policy cannot run on its tower."""
   for tower, policy in policies.items():
-    if tower not in two_tower.TOWERS:
+    if tower not in towers.NAMES:
       raise ValueError(f"a token policy for {tower!r}, which is no tower")
     encoder = getattr(spec, tower).encoder
     theta, keep = float(policy.theta), policy.keep

@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from comp_jax.core import importance
 from comp_jax.core import tokens as tokens_lib
+from comp_jax.models import blocks, specs
 from comp_jax.models import encoder as encoder_lib
-from comp_jax.models import specs
 
 
 class Bert(nn.Module):
@@ -30,6 +30,7 @@ class Bert(nn.Module):
     probes: Mapping | None = None,
     policy: tokens_lib.TokenPolicy | None = None,
     estimator: importance.Estimator | None = None,
+    source: blocks.Source | None = None,
   ) -> tuple[Float[Array, "b d"], dict]:
     """The readout, and the encoder's aux.
 
@@ -37,6 +38,7 @@ class Bert(nn.Module):
       text_ids: [CLS] ... [SEP] and padding.
       text_mask: False on padding.
       masks: see `encoder.Encoder`, as are the others.
+      source: image tokens for cross-attention; None skips it.
 
     Raises:
       ValueError: more tokens than positions.
@@ -69,7 +71,7 @@ class Bert(nn.Module):
       readout=is_cls if by_cls else jnp.zeros_like(is_cls),
     )
     state, aux = encoder_lib.Encoder(encoder, name="encoder")(
-      state, masks, probes, policy, estimator
+      state, masks, probes, policy, estimator, source
     )
     x = state.x.astype(jnp.float32)
     if by_cls:

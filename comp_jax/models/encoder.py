@@ -5,7 +5,6 @@ differ in where the LayerNorms stand.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,173 +15,11 @@ from jaxtyping import Array, Bool, Float
 
 from comp_jax.core import importance
 from comp_jax.core import tokens as tokens_lib
-from comp_jax.models import specs
-
-
-class Projection(nn.Module):
-  """A dense map between the residual and the units.
-
-  Attributes:
-    inputs: shape of the contracted axes.
-    outputs: shape of the new axes.
-    dtype: compute dtype.
-    use_bias: whether there is a bias.
-  """
-
-  inputs: tuple[int, ...]
-  outputs: tuple[int, ...]
-  dtype: str
-  use_bias: bool = True
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    initial = nn.initializers.variance_scaling(
-      1.0,
-      "fan_in",
-      "truncated_normal",
-      in_axis=tuple(range(len(self.inputs))),
-      out_axis=tuple(
-        range(len(self.inputs), len(self.inputs) + len(self.outputs))
-      ),
-    )
-    if 0 in self.inputs + self.outputs:
-      # A layer may lose a whole block, which then has no fan.
-      initial = nn.initializers.zeros
-    kernel = self.param("kernel", initial, self.inputs + self.outputs)
-    # One plain matrix product: XLA's CPU backend runs the gradients of a
-    # dot_general with several free axes at half the speed.
-    lead = x.shape[: x.ndim - len(self.inputs)]
-    rows, columns = math.prod(self.inputs), math.prod(self.outputs)
-    y = jnp.dot(
-      x.astype(self.dtype).reshape(math.prod(lead), rows),
-      kernel.astype(self.dtype).reshape(rows, columns),
-    )
-    if self.use_bias:
-      bias = self.param("bias", nn.initializers.zeros, self.outputs)
-      y = y + bias.astype(self.dtype).reshape(1, columns)
-    return y.reshape(lead + self.outputs)
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention over masked heads or channels.
-
-  Returns the residual update's input `out(A v)`, the token scores and the
-  hidden units that the output matrix reads.
-  """
-
-  spec: specs.EncoderSpec
-  layer: specs.LayerSpec
-  estimator: importance.Estimator | None
-
-  @nn.compact
-  def __call__(
-    self,
-    y: Float[Array, "b n d"],
-    state: tokens_lib.TokenState,
-    mask: Float[Array, " u"] | None,
-    probe: Float[Array, " u"] | None,
-    policy: tokens_lib.TokenPolicy,
-  ):
-    spec, layer = self.spec, self.layer
-    units = (layer.heads, layer.head_width)
-    width = (spec.width,)
-    by_head = spec.granularity == "head"
-    project = {
-      name: Projection(width, units, spec.dtype, name=name)(y)
-      for name in ("query", "key", "value")
-    }
-
-    def spread(unit_values):
-      return unit_values[:, None] if by_head else unit_values[None]
-
-    def masked(z):
-      if mask is None:
-        return z
-      return z * spread(mask)[None, None].astype(z.dtype)
-
-    def attend(query, key):
-      logits = jnp.einsum(
-        "bqhe,bkhe->bhqk", query, key, preferred_element_type=jnp.float32
-      )
-      logits = logits * spec.scale_width**-0.5
-      valid = state.valid[:, None, None]
-      if spec.causal:
-        # Dropping keeps the order, so positions in the row still tell it.
-        valid = valid & jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
-      return jax.nn.softmax(jnp.where(valid, logits, -1e30), axis=-1)
-
-    untapped = {name: masked(z) for name, z in project.items()}
-    attention = attend(untapped["query"], untapped["key"])
-    gate = mask if policy.gate and by_head else None
-    scores = jax.lax.stop_gradient(
-      tokens_lib.token_scores(attention, state.pool, gate, spec.causal)
-    )
-    if probe is not None:
-      # The weights need the scores, the taps need the weights: attention is
-      # taken once untapped. XLA shares the two equal forward computations.
-      weights = importance.token_weights(
-        scores,
-        state.valid,
-        state.pool,
-        state.readout & state.valid,
-        self.estimator.cip,
-      )
-      tapped = {
-        name: importance.tap(
-          self.estimator.reduce, z, spread(mask), spread(probe), weights
-        )
-        for name, z in project.items()
-      }
-      attention = attend(tapped["query"], tapped["key"])
-      value = tapped["value"]
-    else:
-      value = untapped["value"]
-    hidden = jnp.einsum(
-      "bhqk,bkhe->bqhe", attention.astype(value.dtype), value
-    )
-    out = Projection(units, width, spec.dtype, name="out")(hidden)
-    return out, scores, hidden
-
-
-def _quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-  return x * jax.nn.sigmoid(1.702 * x)
-
-
-# A hidden value of 0 stays 0 under each of them: masks rely on it.
-_ACTIVATIONS = {
-  "gelu": functools.partial(jax.nn.gelu, approximate=False),
-  "quick_gelu": _quick_gelu,
-}
-
-
-class Mlp(nn.Module):
-  """The MLP, masked before its GELU; returns output and activations."""
-
-  spec: specs.EncoderSpec
-  layer: specs.LayerSpec
-  estimator: importance.Estimator | None
-
-  @nn.compact
-  def __call__(
-    self,
-    y: Float[Array, "b n d"],
-    mask: Float[Array, " m"] | None,
-    probe: Float[Array, " m"] | None,
-    weights: Float[Array, "b n"] | None,
-  ):
-    width, neurons = (self.spec.width,), (self.layer.mlp,)
-    z = Projection(width, neurons, self.spec.dtype, name="up")(y)
-    if probe is not None:
-      z = importance.tap(self.estimator.reduce, z, mask, probe, weights)
-    elif mask is not None:
-      z = z * mask[None, None].astype(z.dtype)
-    hidden = _ACTIVATIONS[self.spec.activation](z)
-    out = Projection(neurons, width, self.spec.dtype, name="down")(hidden)
-    return out, hidden
+from comp_jax.models import blocks, specs
 
 
 class EncoderLayer(nn.Module):
-  """Attention, the token rule, the MLP.
+  """Attention, the token rule, cross-attention where there is any, the MLP.
 
   Attributes:
     spec: the encoder.
@@ -207,7 +44,7 @@ class EncoderLayer(nn.Module):
     return x + update
 
   @nn.compact
-  def __call__(self, carry, masks, probes, policy):
+  def __call__(self, carry, masks, probes, policy, source):
     """The carry of the next layer and this layer's statistics.
 
     Args:
@@ -215,6 +52,7 @@ class EncoderLayer(nn.Module):
       masks: {"attn": [u], "mlp": [m]} or None.
       probes: zeros like the masks whose cotangents become scores, or None.
       policy: the token policy.
+      source: tokens for cross-attention; None skips it.
     """
     state, pending = carry
     masks, probes = masks or {}, probes or {}
@@ -223,7 +61,7 @@ class EncoderLayer(nn.Module):
     first, spec = self.spec.norm_first, self.spec
 
     y = self._norm("norm1", state.x) if first else state.x
-    update, scores, attended = Attention(
+    update, scores, attended = blocks.Attention(
       spec, self.layer, self.estimator, name="attention"
     )(y, state, masks.get("attn"), probes.get("attn"), policy)
     x = self._residual(state.x, update, "layer_scale1")
@@ -237,9 +75,25 @@ class EncoderLayer(nn.Module):
     if probes:
       # Taylor weighs the MLP by its own layer's scores: the next layer's do
       # not exist yet when the tap must know its weights.
-      weights = self._weights(_survivors(scores, before, state, policy), state)
+      weights = blocks.cip_weights(
+        _survivors(scores, state), state, self.estimator
+      )
+    cross = None
+    if source is not None:
+      update, _, cross = blocks.Attention(
+        spec, self.layer.cross, self.estimator, name="cross"
+      )(
+        state.x,
+        state,
+        masks.get("cross"),
+        probes.get("cross"),
+        policy,
+        source,
+        weights,
+      )
+      state = _replace_x(state, self._norm("norm_cross", state.x + update))
     y = self._norm("norm2", state.x) if first else state.x
-    update, hidden = Mlp(spec, self.layer, self.estimator, name="mlp")(
+    update, hidden = blocks.Mlp(spec, self.layer, self.estimator, name="mlp")(
       y, masks.get("mlp"), probes.get("mlp"), weights
     )
     x = self._residual(state.x, update, "layer_scale2")
@@ -255,26 +109,20 @@ class EncoderLayer(nn.Module):
     if wanda:
       # The MLP of layer l is weighed by the scores of layer l+1 (Eq. 4): its
       # squares wait one step in the carry. The last layer uses its own.
-      weights = self._weights(scores, before)
+      weights = blocks.cip_weights(scores, before, self.estimator)
       statistics["attn_moment"] = importance.weighted_moment(attended, weights)
       statistics["mlp_moment_before"] = jnp.einsum(
         "bnm,bn->m", pending, weights
       ) / pending.shape[0]
       pending = jnp.square(jax.lax.stop_gradient(hidden).astype(jnp.float32))
-      own = self._weights(_survivors(scores, before, state, policy), state)
+      own = blocks.cip_weights(_survivors(scores, state), state, self.estimator)
       statistics["mlp_moment_own"] = (
         jnp.einsum("bnm,bn->m", pending, own) / pending.shape[0]
       )
+      if cross is not None:
+        # Eq. 3's X are the rows of the output matrix, one per text token.
+        statistics["cross_moment"] = importance.weighted_moment(cross, own)
     return (state, pending), statistics
-
-  def _weights(self, scores, state):
-    return importance.token_weights(
-      scores,
-      state.valid,
-      state.pool,
-      state.readout & state.valid,
-      self.estimator.cip,
-    )
 
 
 def _replace_x(state, x):
@@ -286,7 +134,7 @@ def _replace_x(state, x):
   )
 
 
-def _survivors(scores, before, after, policy):
+def _survivors(scores, after):
   """Scores of the tokens that are left after the drop."""
   if scores.shape == after.valid.shape:
     return scores
@@ -307,26 +155,30 @@ class Encoder(nn.Module):
     probes: Mapping | None = None,
     policy: tokens_lib.TokenPolicy | None = None,
     estimator: importance.Estimator | None = None,
+    source: blocks.Source | None = None,
   ) -> tuple[tokens_lib.TokenState, dict[str, Any]]:
     """The tokens after the last layer, and per-layer statistics.
 
     Args:
       state: tokens at the input, position embeddings included.
-      masks: {"attn": [l, u], "mlp": [l, m]}.
+      masks: {"attn": [l, u], "mlp": [l, m]}, with cross-attention "cross".
       probes: zeros like `masks`; with them the pass is tapped (taylor).
       policy: token policy; None drops nothing.
       estimator: what to gather.
+      source: tokens for cross-attention; None skips it.
 
     Returns:
       The state, and aux: `scores` [l, b, n], `valid` [l+1, b, n] and `counts`
       [b, l+1]; with the wanda estimator `moments` {attn [l, h, e], mlp
-      [l, m]}. Under static counts, whose widths differ, `scores` and `valid`
-      are tuples.
+      [l, m], cross [l, h, e]}. Under static counts, whose widths differ,
+      `scores` and `valid` are tuples.
 
     Raises:
       ValueError: static counts under scan, or counts of another depth.
     """
     spec = self.spec
+    if source is not None and (spec.norm_first or not spec.source_width):
+      raise ValueError("cross-attention needs a post-norm encoder made for it")
     policy = tokens_lib.TokenPolicy() if policy is None else policy
     if policy.keep is not None and len(policy.keep) != spec.depth:
       raise ValueError(
@@ -348,11 +200,11 @@ class Encoder(nn.Module):
         make,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, 0, nn.broadcast),
+        in_axes=(0, 0, nn.broadcast, nn.broadcast),
         length=spec.depth,
         unroll=spec.unroll,
       )(spec, spec.uniform, estimator, name="layers")
-      (state, _), statistics = stack(carry, masks, probes, policy)
+      (state, _), statistics = stack(carry, masks, probes, policy, source)
     else:
       rows = []
       for index, layer in enumerate(spec.layers):
@@ -364,6 +216,7 @@ class Encoder(nn.Module):
           None if masks is None else pick(masks),
           None if probes is None else pick(probes),
           policy,
+          source,
         )
         rows.append(row)
       state, _ = carry
@@ -399,4 +252,6 @@ def _aux(
       "attn": statistics["attn_moment"],
       "mlp": jnp.concatenate([shifted, statistics["mlp_moment_own"][-1:]]),
     }
+    if "cross_moment" in statistics:
+      aux["moments"]["cross"] = statistics["cross_moment"]
   return aux

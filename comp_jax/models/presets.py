@@ -1,5 +1,6 @@
 """Named models, from a small one to train to the published CLIPs."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -114,6 +115,42 @@ def dinov2_s14_minilm(
   )
 
 
+def dinov2_s14_minilm_itm(
+  *,
+  image_size: int = 112,
+  max_length: int = 64,
+  **options: Any,
+) -> specs.MatchingSpec:
+  """The same towers, the text looking at the image: BLIP in small.
+
+  Cross-attention and head have no pretrained weights.
+
+  Args:
+    image_size: side of the images, a multiple of 14.
+    max_length: rows of the text's position table, at most 512.
+    **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
+  """
+  pair = dinov2_s14_minilm(
+    image_size=image_size, max_length=max_length, **options
+  )
+  vision, text = pair.vision, pair.text
+  layer = text.encoder.uniform
+  cross = specs.AttentionSpec(heads=layer.heads, head_width=layer.head_width)
+  layers = tuple(
+    dataclasses.replace(layer, cross=cross) for _ in text.encoder.layers
+  )
+  return specs.MatchingSpec(
+    vision=dataclasses.replace(vision, readout="tokens"),
+    text=dataclasses.replace(
+      text,
+      readout="cls",
+      encoder=dataclasses.replace(
+        text.encoder, layers=layers, source_width=vision.encoder.width
+      ),
+    ),
+  )
+
+
 def clip(
   *,
   patch_size: int,
@@ -177,9 +214,10 @@ def clip(
 _CLIP_B = {"vision_width": 768, "vision_depth": 12, "text_width": 512}
 _CLIP_L = {"vision_width": 1024, "vision_depth": 24, "text_width": 768}
 
-NAMES: Mapping[str, Callable[..., specs.TwoTowerSpec]] = {
+NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "tiny": tiny,
   "dinov2_s14_minilm": dinov2_s14_minilm,
+  "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,
   "clip_b32": functools.partial(clip, patch_size=32, **_CLIP_B),
   "clip_b16": functools.partial(clip, patch_size=16, **_CLIP_B),
   "clip_l14": functools.partial(clip, patch_size=14, **_CLIP_L),
@@ -189,7 +227,7 @@ NAMES: Mapping[str, Callable[..., specs.TwoTowerSpec]] = {
 }
 
 
-def spec(name: str, **options: Any) -> specs.TwoTowerSpec:
+def spec(name: str, **options: Any) -> specs.ModelSpec:
   """The spec of a named model.
 
   Raises:

@@ -6,6 +6,19 @@ from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+  """Widths of one attention block.
+
+  Attributes:
+    heads: heads that are left.
+    head_width: channels left in each head.
+  """
+
+  heads: int
+  head_width: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerSpec:
   """Widths of one encoder layer; pruning makes them differ.
 
@@ -13,11 +26,13 @@ class LayerSpec:
     heads: heads that are left.
     head_width: channels left in each head.
     mlp: hidden neurons that are left.
+    cross: cross-attention to the tokens of another tower, where there is one.
   """
 
   heads: int
   head_width: int
   mlp: int
+  cross: AttentionSpec | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +54,7 @@ class EncoderSpec:
     unroll: layers per step of the scan.
     causal: tokens see themselves and what stands before them.
     activation: of the MLP: `gelu` (exact) or `quick_gelu` (CLIP's).
+    source_width: width of the tokens that cross-attention reads; 0 without.
   """
 
   width: int
@@ -54,6 +70,7 @@ class EncoderSpec:
   unroll: int = 1
   causal: bool = False
   activation: str = "gelu"
+  source_width: int = 0
 
   def __post_init__(self):
     if self.activation not in ("gelu", "quick_gelu"):
@@ -75,7 +92,7 @@ class EncoderSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitSpec:
-  """A vision transformer that reads out CLS.
+  """A vision transformer.
 
   Attributes:
     image_size: side of the square input in pixels.
@@ -85,6 +102,7 @@ class VitSpec:
     std: per-channel standard deviation.
     pre_norm: a LayerNorm between the embedding and the layers (CLIP).
     patch_bias: whether the patch embedding has a bias (CLIP's has none).
+    readout: `cls`, or all `tokens` for a text tower to look at.
   """
 
   image_size: int
@@ -94,6 +112,7 @@ class VitSpec:
   std: tuple[float, float, float] = (0.229, 0.224, 0.225)
   pre_norm: bool = False
   patch_bias: bool = True
+  readout: str = "cls"
 
   @property
   def grid(self) -> int:
@@ -165,11 +184,32 @@ class TwoTowerSpec:
     vision: the image tower.
     text: the text tower.
     joint_width: width of the joint space.
+    family: tells models apart on disk.
   """
 
   vision: VitSpec
   text: BertSpec | ClipTextSpec
   joint_width: int
+  family: Literal["two_tower"] = "two_tower"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchingSpec:
+  """BLIP's image-text matching: the text looks at the image.
+
+  Attributes:
+    vision: the image tower; reads out its tokens.
+    text: the text tower, with cross-attention.
+    family: tells models apart on disk.
+  """
+
+  vision: VitSpec
+  text: BertSpec
+  family: Literal["matching"] = "matching"
+
+
+ModelSpec = TwoTowerSpec | MatchingSpec
+_FAMILIES = {"two_tower": TwoTowerSpec, "matching": MatchingSpec}
 
 
 def encoder(
@@ -180,23 +220,30 @@ def encoder(
   mlp: int,
   norm_first: bool,
   norm_eps: float,
+  source_width: int = 0,
   **options: Any,
 ) -> EncoderSpec:
-  """The spec of a dense encoder with equal layers."""
-  layer = LayerSpec(heads=heads, head_width=width // heads, mlp=mlp)
+  """The spec of a dense encoder with equal layers.
+
+  With a `source_width` each layer has cross-attention of as many heads.
+  """
+  each = {"heads": heads, "head_width": width // heads}
+  cross = AttentionSpec(**each) if source_width else None
+  layer = LayerSpec(mlp=mlp, cross=cross, **each)
   return EncoderSpec(
     width=width,
     layers=(layer,) * depth,
     scale_width=width // heads,
     norm_first=norm_first,
     norm_eps=norm_eps,
+    source_width=source_width,
     **options,
   )
 
 
 def compacted(
-  spec: TwoTowerSpec, units_left: Mapping[str, Sequence[int]]
-) -> TwoTowerSpec:
+  spec: ModelSpec, units_left: Mapping[str, Sequence[int]]
+) -> ModelSpec:
   """The spec of the compact model: unrolled, each layer with its own widths.
 
   Args:
@@ -210,24 +257,37 @@ def compacted(
   """
 
   def tower(name, side):
-    dense = side.encoder.uniform
-    by_head = side.encoder.granularity == "head"
-    attention, mlp = units_left[f"{name}/attn"], units_left[f"{name}/mlp"]
-    if not len(attention) == len(mlp) == side.encoder.depth:
+    encoder = side.encoder
+    dense = encoder.uniform
+    by_head = encoder.granularity == "head"
+    names = ["attn", "mlp", *(["cross"] if dense.cross else [])]
+    left = {part: units_left[f"{name}/{part}"] for part in names}
+    if any(len(units) != encoder.depth for units in left.values()):
+      found = " and ".join(str(len(units)) for units in left.values())
       raise ValueError(
-        f"{name}: widths of {len(attention)} and {len(mlp)} layers, the model "
-        f"has {side.encoder.depth}"
+        f"{name}: widths of {found} layers, the model has {encoder.depth}"
       )
-    layers = tuple(
-      LayerSpec(
-        heads=int(units) if by_head else dense.heads,
-        head_width=dense.head_width if by_head else int(units),
-        mlp=int(neurons),
+
+    def attention(block, units):
+      return {
+        "heads": int(units) if by_head else block.heads,
+        "head_width": block.head_width if by_head else int(units),
+      }
+
+    def layer(index):
+      cross = dense.cross and AttentionSpec(
+        **attention(dense.cross, left["cross"][index])
       )
-      for units, neurons in zip(attention, mlp, strict=True)
+      return LayerSpec(
+        **attention(dense, left["attn"][index]),
+        mlp=int(left["mlp"][index]),
+        cross=cross,
+      )
+
+    layers = tuple(layer(index) for index in range(encoder.depth))
+    return dataclasses.replace(
+      side, encoder=dataclasses.replace(encoder, layers=layers, scan=False)
     )
-    encoder = dataclasses.replace(side.encoder, layers=layers, scan=False)
-    return dataclasses.replace(side, encoder=encoder)
 
   return dataclasses.replace(
     spec,
@@ -236,31 +296,39 @@ def compacted(
   )
 
 
-def to_dict(spec: TwoTowerSpec) -> dict:
+def to_dict(spec: ModelSpec) -> dict:
   """The spec as plain JSON types."""
   return dataclasses.asdict(spec)
 
 
-def from_dict(values: Mapping) -> TwoTowerSpec:
+def from_dict(values: Mapping) -> ModelSpec:
   """The spec that `to_dict` wrote.
 
   Raises:
     KeyError, TypeError: a field is missing or unknown.
   """
 
+  def layer(fields):
+    fields = dict(fields)
+    cross = fields.pop("cross", None)
+    return LayerSpec(cross=cross and AttentionSpec(**cross), **fields)
+
   def tower(cls, fields):
     fields = dict(fields)
     inner = dict(fields.pop("encoder"))
-    layers = tuple(LayerSpec(**layer) for layer in inner.pop("layers"))
+    layers = tuple(layer(x) for x in inner.pop("layers"))
     fields = {
       k: tuple(v) if isinstance(v, list | tuple) else v
       for k, v in fields.items()
     }
     return cls(encoder=EncoderSpec(layers=layers, **inner), **fields)
 
-  return TwoTowerSpec(
-    vision=tower(VitSpec, values["vision"]),
-    # Folders that were written before CLIP's towers do not name the kind.
-    text=tower(_TEXT_SPECS[values["text"].get("kind", "bert")], values["text"]),
-    joint_width=values["joint_width"],
+  values = dict(values)
+  # Folders that were written before there were several name no kind.
+  family = _FAMILIES[values.get("family", "two_tower")]
+  text = values.pop("text")
+  return family(
+    vision=tower(VitSpec, values.pop("vision")),
+    text=tower(_TEXT_SPECS[text.get("kind", "bert")], text),
+    **values,
   )

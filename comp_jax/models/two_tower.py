@@ -1,6 +1,5 @@
 """A CLIP-like two-tower model, its group table and its MACs."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from comp_jax.core import cost, importance
 from comp_jax.core import groups as groups_lib
+from comp_jax.core import importance
 from comp_jax.core import prunable as prunable_lib
-from comp_jax.models import bert, clip_text, specs, vit
+from comp_jax.models import bert, clip_text, specs, towers, vit
+from comp_jax.models import macs as macs_lib
 
-# Mode of each tower's units, and of its tokens.
-PARAM_MODES = {"vision": "vision_params", "text": "language_params"}
-TOKEN_MODES = {"vision": "vision_tokens", "text": "language_tokens"}
-TOWERS = ("vision", "text")
+TOWERS = towers.NAMES
 
 
 class TwoTower(nn.Module):
@@ -161,23 +158,7 @@ def groups(
   spec: specs.TwoTowerSpec, *, min_heads: int = 1, min_neurons: int = 32
 ) -> tuple[groups_lib.Group, ...]:
   """The group table of a dense two-tower model."""
-  tables = []
-  for tower in TOWERS:
-    encoder = getattr(spec, tower).encoder
-    layer = encoder.uniform
-    tables += groups_lib.encoder_groups(
-      tower=tower,
-      mode=PARAM_MODES[tower],
-      layers=encoder.depth,
-      heads=layer.heads,
-      head_width=layer.head_width,
-      neurons=layer.mlp,
-      granularity=encoder.granularity,
-      layer_scale=encoder.layer_scale,
-      min_heads=min_heads,
-      min_neurons=min_neurons,
-    )
-  return tuple(tables)
+  return towers.groups(spec, min_heads=min_heads, min_neurons=min_neurons)
 
 
 def macs(
@@ -196,56 +177,19 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  total = 0.0
-  for tower in TOWERS:
-    encoder = getattr(spec, tower).encoder
-    if masks is None:
-      attention = [x.heads * x.head_width for x in encoder.layers]
-      mlp = [x.mlp for x in encoder.layers]
-    else:
-      layer, mask = encoder.uniform, masks[tower]
-      by_head = encoder.granularity == "head"
-      per_unit = layer.head_width if by_head else layer.heads
-      attention = per_unit * jnp.sum(mask["attn"], axis=-1)
-      mlp = jnp.sum(mask["mlp"], axis=-1)
-    per_sample = cost.encoder_macs(
-      width=encoder.width,
-      attention_widths=attention,
-      mlp_widths=mlp,
-      counts=counts[tower],
-    )
-    xp = np if isinstance(counts[tower], np.ndarray) else jnp
-    total = total + xp.mean(per_sample) + _fixed_macs(spec, tower, counts, xp)
-  return total
-
-
-def _fixed_macs(spec, tower, counts, xp):
-  """MACs outside the layers: embedding norms, patches, projections."""
-  side = getattr(spec, tower)
-  width = side.encoder.width
-  projection = width * spec.joint_width
-  if tower == "vision":
-    patches = cost.patch_macs(
-      patches=side.tokens - 1, patch_size=side.patch_size, width=width
-    )
-    # The last norm sees CLS alone, the one before the layers every token.
-    normed = 1 + (side.tokens if side.pre_norm else 0)
-    return patches + cost.norm_macs(width=width, tokens=normed) + projection
-  # BERT normalises its embeddings, CLIP what leaves the last layer.
-  where = 0 if side.kind == "bert" else -1
-  tokens = xp.mean(counts[tower][:, where])
-  return cost.norm_macs(width=width, tokens=tokens) + projection
-
-
-def params_count(spec: specs.TwoTowerSpec) -> int:
-  """The number of parameters of a dense or compact model, from its spec."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(param_shapes(spec)))
+  side = lambda tower: None if masks is None else masks[tower]  # noqa: E731
+  vision = macs_lib.vision(spec.vision, side("vision"), counts["vision"])
+  text = macs_lib.text(spec.text, side("text"), counts["text"])
+  widths = spec.vision.encoder.width + spec.text.encoder.width
+  return (
+    macs_lib.mean(vision) + macs_lib.mean(text) + widths * spec.joint_width
+  )
 
 
 def prunable(
   spec: specs.TwoTowerSpec, *, min_heads: int = 1, min_neurons: int = 32
 ) -> prunable_lib.Prunable:
-  """The model as the pruning loop sees it."""
+  """The model as the loops see it; of a compact one nothing can be pruned."""
   model = TwoTower(spec)
 
   def forward(params, batch, masks, probes, policies, estimator):
@@ -276,11 +220,14 @@ def prunable(
     )
     return aux["counts"]
 
+  if not towers.is_dense(spec):
+    return towers.nothing_to_prune(
+      forward, lambda masks, counts: macs(spec, masks, counts)
+    )
   return prunable_lib.Prunable(
     groups=groups(spec, min_heads=min_heads, min_neurons=min_neurons),
-    token_modes={TOKEN_MODES[tower]: tower for tower in TOWERS},
-    # CLS, and what the kind of text tower protects.
-    protected={"vision": 1, "text": spec.text.protected},
+    token_modes=towers.TOKEN_MODES,
+    protected=towers.protected(spec),
     forward=forward,
     tower_counts={"vision": vision_counts, "text": text_counts},
     macs=lambda masks, counts: macs(spec, masks, counts),
@@ -309,22 +256,3 @@ def initial_params(spec: specs.TwoTowerSpec, seed: int) -> dict:
   }
   init = jax.jit(TwoTower(spec).init)
   return init(jax.random.key(seed), batch)["params"]
-
-
-def prunable_compact(spec: specs.TwoTowerSpec) -> prunable_lib.Prunable:
-  """A compact model for the training loop: nothing is left to prune."""
-  model = TwoTower(spec)
-
-  def forward(params, batch, masks, probes, policies, estimator):
-    return model.apply(
-      {"params": params}, batch, masks, probes, policies, estimator
-    )
-
-  return prunable_lib.Prunable(
-    groups=(),
-    token_modes={},
-    protected={},
-    forward=forward,
-    tower_counts={},
-    macs=lambda masks, counts: macs(spec, masks, counts),
-  )

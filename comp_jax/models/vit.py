@@ -1,5 +1,6 @@
 """Vision transformer: CLS, learned positions, optional LayerScale."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -10,12 +11,12 @@ from jaxtyping import Array, Float, UInt8
 
 from comp_jax.core import importance
 from comp_jax.core import tokens as tokens_lib
+from comp_jax.models import blocks, specs
 from comp_jax.models import encoder as encoder_lib
-from comp_jax.models import specs
 
 
 class Vit(nn.Module):
-  """Images to their CLS embedding."""
+  """Images to their CLS embedding, or to all of their tokens."""
 
   spec: specs.VitSpec
 
@@ -27,8 +28,8 @@ class Vit(nn.Module):
     probes: Mapping | None = None,
     policy: tokens_lib.TokenPolicy | None = None,
     estimator: importance.Estimator | None = None,
-  ) -> tuple[Float[Array, "b d"], dict]:
-    """The normalised CLS token, and the encoder's aux.
+  ) -> tuple[Float[Array, "b d"] | tokens_lib.TokenState, dict]:
+    """What is read out, normalised, and the encoder's aux.
 
     Args:
       image: pixels: bytes, or floats that are normalised already.
@@ -49,7 +50,7 @@ class Vit(nn.Module):
     b, grid, p = image.shape[0], spec.grid, spec.patch_size
     patches = image.reshape(b, grid, p, grid, p, 3)
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, grid**2, p, p, 3)
-    x = encoder_lib.Projection(
+    x = blocks.Projection(
       (p, p, 3),
       (encoder.width,),
       encoder.dtype,
@@ -82,8 +83,12 @@ class Vit(nn.Module):
     state, aux = encoder_lib.Encoder(encoder, name="encoder")(
       state, masks, probes, policy, estimator
     )
+    last = norm(name="norm")
+    if spec.readout == "tokens":
+      x = last(state.x.astype(jnp.float32)).astype(encoder.dtype)
+      return dataclasses.replace(state, x=x), aux
     # CLS is protected and order is kept: it is always token 0.
-    return norm(name="norm")(state.x[:, 0].astype(jnp.float32)), aux
+    return last(state.x[:, 0].astype(jnp.float32)), aux
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:

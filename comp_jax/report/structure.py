@@ -19,6 +19,8 @@ def kept(
 ) -> bytes:
   """Kept heads, neurons and tokens per layer, one row of panels per tower.
 
+  A tower with cross-attention has a panel for its heads at the end.
+
   Args:
     kept: the report's `kept`, at least one tower.
     dark: whether the page is dark.
@@ -26,10 +28,12 @@ def kept(
   """
   theme = style.theme(dark)
   towers = [name for name in ("vision", "text") if name in kept]
+  crossed = any("cross_heads" in kept[name] for name in towers)
+  columns = 4 if crossed else 3
   figure = canvas.figure(theme, 0.75 + 2.25 * len(towers))
   grid = figure.add_gridspec(
     len(towers),
-    3,
+    columns,
     hspace=0.38,
     wspace=0.22,
     left=0.075,
@@ -42,12 +46,19 @@ def kept(
     tower = kept[name]
     params = style.colour(f"{words[name]}_params")
     tokens = style.colour(f"{words[name]}_tokens")
-    axes = [figure.add_subplot(grid[row, column]) for column in range(3)]
-    for panel, key, title in (
-      (axes[0], "heads", "attention heads"),
-      (axes[1], "neurons", "MLP neurons"),
-    ):
-      _bars(panel, tower[key], tower[f"dense_{key}"], params, theme)
+    crosses = "cross_heads" in tower
+    axes = [
+      figure.add_subplot(grid[row, column]) for column in range(3 + crosses)
+    ]
+    panels = [
+      (axes[0], "heads", "attention heads", params),
+      (axes[1], "neurons", "MLP neurons", params),
+    ]
+    if crosses:
+      color = style.colour("cross_params")
+      panels.append((axes[3], "cross_heads", "cross-attention heads", color))
+    for panel, key, title, color in panels:
+      _bars(panel, tower[key], tower[f"dense_{key}"], color, theme)
       panel.set_title(
         _title(name, title), loc="left", color=theme.ink, fontsize=canvas.FONT
       )

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from comp_jax.models import specs, two_tower
+from comp_jax.tasks import task
+
 RANKS = (1, 5, 10)
 
 
@@ -126,3 +129,25 @@ def evaluate(
     concept,
     np.repeat(concept, captions),
   )
+
+
+def predict(spec: specs.TwoTowerSpec) -> task.Predict:
+  """Image and caption embeddings of evaluation batches."""
+  model = two_tower.TwoTower(spec)
+
+  def embed(params, masks, policies, batch):
+    return two_tower.embed(model, params, batch, masks, policies)
+
+  return embed
+
+
+TASK = task.Task(
+  name="retrieval",
+  loss=loss,
+  metrics={
+    "loss": lambda output, batch: -loss(output, batch),
+    "recall": recall_at_10,
+  },
+  predict=predict,
+  evaluate=evaluate,
+)

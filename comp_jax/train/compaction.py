@@ -10,7 +10,7 @@ import numpy as np
 
 from comp_jax.core import compact
 from comp_jax.core import tokens as tokens_lib
-from comp_jax.models import specs, two_tower
+from comp_jax.models import specs, towers
 from comp_jax.train import costs, prepare
 from comp_jax.train import state as state_lib
 
@@ -29,7 +29,7 @@ class Small:
     kept: what is left per layer, for the report.
   """
 
-  spec: specs.TwoTowerSpec
+  spec: specs.ModelSpec
   params: Mapping
   static: dict[str, tokens_lib.TokenPolicy]
   threshold: dict[str, tokens_lib.TokenPolicy]
@@ -68,7 +68,7 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
   )
   masks = costs.trim(stage, state, spec_of, valid, caps)
   spec = spec_of(masks)
-  layers = {t: getattr(spec, t).encoder.layers for t in two_tower.TOWERS}
+  layers = {t: getattr(spec, t).encoder.layers for t in towers.NAMES}
   dense = {t: getattr(job.spec, t).encoder.layers[0] for t in layers}
   static = {
     tower: tokens_lib.TokenPolicy(
@@ -97,6 +97,7 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
     padded_macs=costs.static_macs(spec, padded, caps),
     kept={
       tower: {
+        **_cross_heads(layers[tower], dense[tower]),
         "heads": [layer.heads for layer in layers[tower]],
         "dense_heads": dense[tower].heads,
         "neurons": [layer.mlp for layer in layers[tower]],
@@ -110,3 +111,13 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
       for tower in layers
     },
   )
+
+
+def _cross_heads(layers, dense) -> dict[str, Any]:
+  """Heads of cross-attention, where the tower has it."""
+  if dense.cross is None:
+    return {}
+  return {
+    "cross_heads": [layer.cross.heads for layer in layers],
+    "dense_cross_heads": dense.cross.heads,
+  }

@@ -1,4 +1,4 @@
-"""Exact costs of dense and compact two-tower models on validation examples."""
+"""Exact costs of dense and compact models on validation examples."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +11,13 @@ from comp_jax import errors
 from comp_jax.core import cost
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
-from comp_jax.models import specs, two_tower
+from comp_jax.models import families, specs, towers
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 
 
 def valid_tokens(
-  spec: specs.TwoTowerSpec, select: Mapping
+  spec: specs.ModelSpec, select: Mapping
 ) -> dict[str, np.ndarray]:
   """Tokens of every validation example at the input of each tower."""
   lengths = (
@@ -29,7 +29,7 @@ def valid_tokens(
   }
 
 
-def padded_length(spec: specs.TwoTowerSpec, select: Mapping, tower: str) -> int:
+def padded_length(spec: specs.ModelSpec, select: Mapping, tower: str) -> int:
   """Tokens that a device executes, padding included."""
   if tower == "vision":
     return spec.vision.tokens
@@ -37,7 +37,7 @@ def padded_length(spec: specs.TwoTowerSpec, select: Mapping, tower: str) -> int:
 
 
 def static_macs(
-  spec: specs.TwoTowerSpec,
+  spec: specs.ModelSpec,
   valid: Mapping[str, np.ndarray],
   caps: Mapping[str, Sequence[int]] | None,
 ) -> float:
@@ -48,9 +48,9 @@ def static_macs(
       (caps or {}).get(tower),
       getattr(spec, tower).encoder.depth,
     )
-    for tower in two_tower.TOWERS
+    for tower in towers.NAMES
   }
-  return float(two_tower.macs(spec, None, counts))
+  return float(families.of(spec).macs(spec, None, counts))
 
 
 def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
@@ -80,7 +80,7 @@ def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
 def trim(
   stage: stage_lib.Stage,
   state: state_lib.SearchState,
-  spec_of: Callable[[Mapping], specs.TwoTowerSpec],
+  spec_of: Callable[[Mapping], specs.ModelSpec],
   valid: Mapping[str, np.ndarray],
   caps: Mapping[str, Sequence[int]],
 ) -> Mapping:

@@ -7,9 +7,9 @@ import ml_collections
 
 from comp_jax import errors
 from comp_jax.data import tokenizers
-from comp_jax.interop import atomic, pretrained, store
-from comp_jax.models import two_tower
-from comp_jax.tasks import retrieval
+from comp_jax.interop import atomic, pretrained, store, tensors
+from comp_jax.models import families, specs
+from comp_jax.tasks import library as tasks
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import fit, metrics, preemption, ridge, setup
 from comp_jax.train import step as step_lib
@@ -43,10 +43,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     own = tokenizers.minilm() if config.model.pretrained else None
     data = setup.open_data(config, own)
     spec = setup.new_spec(config, data.tokenizer)
+    setup.check_task(data, spec, config.data.name)
     params = _initial(config, spec, data)
     objective = step_lib.Objective(
-      prunable=two_tower.prunable(spec),
-      loss=retrieval.loss,
+      prunable=families.of(spec).prunable(spec),
+      loss=tasks.of(spec).loss,
       microbatches=config.train.microbatches,
     )
 
@@ -92,9 +93,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
 
 def _initial(config, spec, data):
+  if config.train.start:
+    start = store.load(config.train.start)
+    shapes = families.of(spec).param_shapes(spec)
+    tensors.check_tree(start.params, shapes, config.train.start)
+    return start.params
   if config.model.pretrained:
-    params = pretrained.two_tower(spec, config.seed)
+    params = pretrained.initial_params(spec, config.seed)
     if config.train.ridge_examples:
+      if not isinstance(spec, specs.TwoTowerSpec):
+        raise errors.UserError(
+          f"config.train.ridge_examples: {config.model.preset} has no "
+          "projections to fit; set it to 0"
+        )
       batches = data.evaluation(
         "train", config.evaluate.batch_size, config.train.ridge_examples
       )
@@ -105,4 +116,4 @@ def _initial(config, spec, data):
       f"config.model: {config.model.preset} is trained from its pretrained "
       "weights; set config.model.pretrained=True"
     )
-  return two_tower.initial_params(spec, config.seed)
+  return families.of(spec).initial_params(spec, config.seed)

@@ -6,7 +6,7 @@ import ml_collections
 import rich.console
 import rich.table
 
-from comp_jax.models import two_tower
+from comp_jax.models import families
 from comp_jax.train import costs, prepare
 
 
@@ -35,7 +35,7 @@ def show(config: ml_collections.ConfigDict) -> None:
   floor = costs.floor(job.stage, valid)
   lines = {
     "dense MACs per example": f"{dense / 1e6:.1f} M",
-    "dense parameters": f"{two_tower.params_count(job.spec):,}",
+    "dense parameters": f"{families.params_count(job.spec):,}",
     "target": f"{job.stage.settings.target:.1%} of dense",
     "floor of all modes together": f"{floor:.1%} of dense",
     "floors per layer": (

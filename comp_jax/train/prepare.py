@@ -10,18 +10,13 @@ import numpy as np
 from comp_jax import errors
 from comp_jax.data import tokenizers
 from comp_jax.interop import store
-from comp_jax.models import specs, two_tower
+from comp_jax.models import families, specs
 from comp_jax.recipes import library
-from comp_jax.tasks import retrieval
+from comp_jax.tasks import library as tasks
 from comp_jax.train import costs, fit, search, setup, sharding, thresholds
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
-
-METRICS = {
-  "loss": lambda output, batch: -retrieval.loss(output, batch),
-  "recall": retrieval.recall_at_10,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +44,7 @@ class Job:
   rules: sharding.Rules
 
   @property
-  def spec(self) -> specs.TwoTowerSpec:
+  def spec(self) -> specs.ModelSpec:
     return self.dense.spec
 
   def initial(self, params: Mapping, select: Mapping) -> state_lib.SearchState:
@@ -87,18 +82,20 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       "config.finetune.tokens must be static or threshold, not "
       f"{config.finetune.tokens!r}"
     )
-  if config.prune.metric not in METRICS:
+  dense = setup.load_dense(config)
+  task = tasks.of(dense.spec)
+  if config.prune.metric not in task.metrics:
     raise errors.UserError(
-      f"config.prune.metric must be one of {', '.join(METRICS)}, not "
+      f"config.prune.metric must be one of {', '.join(task.metrics)}, not "
       f"{config.prune.metric!r}"
     )
-  dense = setup.load_dense(config)
   data = setup.open_data(config, tokenizers.load(dense.tokenizer_json))
+  setup.check_task(data, dense.spec, config.data.name)
   available = len(data.splits["select"]) // chunk * chunk
   wanted = config.prune.validation // chunk * chunk
   examples = data.examples("select", min(wanted, available))
   select = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), examples)
-  prunable = two_tower.prunable(
+  prunable = families.of(dense.spec).prunable(
     dense.spec,
     min_heads=config.model.min_heads,
     min_neurons=config.model.min_neurons,
@@ -115,12 +112,12 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   stage = stage_lib.Stage(
     objective=step_lib.Objective(
       prunable=prunable,
-      loss=retrieval.loss,
+      loss=task.loss,
       gate=recipe.cit,
       combine=recipe.combine,
       microbatches=config.prune.microbatches,
     ),
-    metric=METRICS[config.prune.metric],
+    metric=task.metrics[config.prune.metric],
     recipe=recipe,
     optimizer=fit.adamw(
       config.prune.learning_rate, config.prune.weight_decay, 1.0

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from comp_jax.interop import atomic, store
-from comp_jax.models import two_tower
+from comp_jax.models import families, towers
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
   compaction,
@@ -53,7 +53,7 @@ def run(
     objective = job.stage.objective
 
     # Dense.
-    zero = {t: np.zeros((), np.float32) for t in two_tower.TOWERS}
+    zero = {t: np.zeros((), np.float32) for t in towers.NAMES}
     dense = notes.once(
       "dense",
       lambda: _evaluate(
@@ -110,7 +110,7 @@ def run(
     )
     fine = dataclasses.replace(
       objective,
-      prunable=two_tower.prunable_compact(small.spec),
+      prunable=families.of(small.spec).prunable(small.spec),
       microbatches=config.finetune.microbatches,
     )
     started = time.monotonic()
@@ -183,8 +183,8 @@ def run(
         "padded_final": small.padded_macs,
       },
       "params": {
-        "dense": two_tower.params_count(job.spec),
-        "final": two_tower.params_count(small.spec),
+        "dense": families.params_count(job.spec),
+        "final": families.params_count(small.spec),
       },
       "metrics": {
         "dense": dense,

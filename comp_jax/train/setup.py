@@ -12,9 +12,10 @@ import numpy as np
 
 from comp_jax import errors
 from comp_jax.data import images, pipelines, sources, tokenizers
+from comp_jax.interop import load as load_lib
 from comp_jax.interop import store, tensors
-from comp_jax.models import presets, specs, two_tower
-from comp_jax.tasks import retrieval
+from comp_jax.models import families, presets, specs, towers
+from comp_jax.tasks import library as tasks
 from comp_jax.train import compiled, fit, sharding
 
 RULES = {
@@ -94,6 +95,25 @@ class Data:
     return batch
 
 
+def check_task(data: Data, spec: specs.ModelSpec, name: str) -> None:
+  """Raises where the data cannot be used for what the model does.
+
+  Args:
+    data: the opened data.
+    spec: the model.
+    name: of the data set, for the message.
+  """
+  task = tasks.of(spec)
+  labelled = "label" in data.splits["train"][0]
+  if task.labelled != labelled:
+    have = "has labels" if labelled else "has no labels"
+    raise errors.UserError(
+      f"config.data.name: {name} {have}, and the model's task is {task.name}: "
+      "choose other data, or another model (config.model.preset, "
+      "config.checkpoint)"
+    )
+
+
 def open_data(
   config: ml_collections.ConfigDict,
   tokenizer: tokenizers.TextTokenizer | None,
@@ -139,20 +159,20 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def with_options(
-  spec: specs.TwoTowerSpec, options: Mapping[str, Any]
-) -> specs.TwoTowerSpec:
+  spec: specs.ModelSpec, options: Mapping[str, Any]
+) -> specs.ModelSpec:
   """The spec with both encoders' options replaced."""
-  towers = {}
-  for tower in two_tower.TOWERS:
+  sides = {}
+  for tower in towers.NAMES:
     side = getattr(spec, tower)
     encoder = dataclasses.replace(side.encoder, **options)
-    towers[tower] = dataclasses.replace(side, encoder=encoder)
-  return dataclasses.replace(spec, **towers)
+    sides[tower] = dataclasses.replace(side, encoder=encoder)
+  return dataclasses.replace(spec, **sides)
 
 
 def new_spec(
   config: ml_collections.ConfigDict, tokenizer: tokenizers.TextTokenizer
-) -> specs.TwoTowerSpec:
+) -> specs.ModelSpec:
   """The spec of the config's preset, for this tokenizer."""
   options = model_options(config)
   options["image_size"] = config.model.image_size
@@ -177,18 +197,33 @@ def load_dense(config: ml_collections.ConfigDict) -> store.Loaded:
       "config.checkpoint is empty: give the folder of a dense model, such as "
       "the `model` folder that train.py wrote"
     )
-  loaded = store.load(config.checkpoint)
+  size = config.model.image_size
+  loaded = load_lib.load(config.checkpoint, image_size=size)
+  if not loaded.tokenizer_json:
+    raise errors.UserError(
+      f"{config.checkpoint} brings no tokenizer: put its tokenizer.json beside "
+      "the weights, in a folder with config.json"
+    )
   tokenizer = tokenizers.load(loaded.tokenizer_json)
-  if any(
-    not getattr(loaded.spec, tower).encoder.scan for tower in two_tower.TOWERS
-  ):
+  if not towers.is_dense(loaded.spec):
     raise errors.UserError(
       f"{config.checkpoint} holds a compact model; prune.py starts from a "
       "dense one: give the folder that train.py wrote"
     )
-  wanted = new_spec(config, tokenizer)
-  shapes = two_tower.param_shapes(wanted)
-  tensors.check_tree(loaded.params, shapes, config.checkpoint)
+  if config.model.preset:
+    wanted = new_spec(config, tokenizer)
+    shapes = families.of(wanted).param_shapes(wanted)
+    tensors.check_tree(loaded.params, shapes, config.checkpoint)
+  if loaded.spec.vision.image_size != size:
+    raise errors.UserError(
+      f"config.model.image_size is {size}, the model of {config.checkpoint} "
+      f"was made for {loaded.spec.vision.image_size} pixels"
+    )
+  if loaded.spec.text.max_length < config.data.text_length:
+    raise errors.UserError(
+      f"config.data.text_length is {config.data.text_length}, the model of "
+      f"{config.checkpoint} has {loaded.spec.text.max_length} positions"
+    )
   spec = with_options(loaded.spec, model_options(config))
   return dataclasses.replace(loaded, spec=spec)
 
@@ -231,26 +266,22 @@ def schedule(
 
 
 class Evaluator:
-  """Recalls of one model on any split, compiled once.
+  """The task's numbers for one model on any split, compiled once.
 
   Args:
     spec: the model.
     mesh: devices; evaluation batches are split over them.
   """
 
-  def __init__(self, spec: specs.TwoTowerSpec, mesh: jax.sharding.Mesh):
-    model = two_tower.TwoTower(spec)
-
-    def embed(params, masks, policies, batch):
-      return two_tower.embed(model, params, batch, masks, policies)
-
+  def __init__(self, spec: specs.ModelSpec, mesh: jax.sharding.Mesh):
+    self._task = tasks.of(spec)
     self._split = sharding.batch_sharding(mesh)
     self._whole = sharding.replicated(mesh)
-    self._embed = compiled.Compiled(embed)
+    self._predict = compiled.Compiled(self._task.predict(spec))
 
   @property
   def compilations(self) -> int:
-    return self._embed.compilations
+    return self._predict.compilations
 
   def __call__(
     self,
@@ -259,14 +290,14 @@ class Evaluator:
     policies: Mapping | None,
     batches: pipelines.EvalBatches,
   ) -> dict[str, float]:
-    """The recalls of a split."""
+    """The named numbers of a split."""
     fixed = jax.device_put((params, masks, policies), self._whole)
 
-    def embed(batch):
+    def predict(batch):
       arrays = {key: batch[key] for key in ("image", "text_ids", "text_mask")}
-      return self._embed(*fixed, jax.device_put(arrays, self._split))
+      return self._predict(*fixed, jax.device_put(arrays, self._split))
 
-    return retrieval.evaluate(embed, batches)
+    return self._task.evaluate(predict, batches)
 
 
 def versions() -> dict[str, str]:

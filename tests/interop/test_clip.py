@@ -8,7 +8,7 @@ import comp_jax
 from comp_jax import errors
 from comp_jax.core import cost
 from comp_jax.interop import clip, load
-from comp_jax.models import presets, two_tower
+from comp_jax.models import families, presets, two_tower
 from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -243,7 +243,7 @@ def test_what_is_no_clip_is_refused(tmp_path):
 )
 def test_published_sizes_and_macs(name, params, macs):
   spec = presets.spec(name)
-  assert two_tower.params_count(spec) == params
+  assert families.params_count(spec) == params
   grid = spec.vision.grid
   expected = cost.clip_macs(
     patches=grid**2,

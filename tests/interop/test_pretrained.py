@@ -11,7 +11,7 @@ import pytest
 from comp_jax import errors
 from comp_jax.data import tokenizers
 from comp_jax.interop import pretrained, tensors
-from comp_jax.models import bert, presets, specs, two_tower, vit
+from comp_jax.models import bert, families, presets, specs, vit
 
 FAST = {"xla_backend_optimization_level": 0}
 SENTENCES = [
@@ -122,9 +122,9 @@ def test_minilm_equals_torch():
 @needs_minilm
 def test_the_pair_is_whole_and_its_projections_follow_the_seed():
   spec = presets.spec("dinov2_s14_minilm", joint_width=48)
-  params = pretrained.two_tower(spec, seed=0)
-  assert _size(params) == two_tower.params_count(spec)
-  same, other = (pretrained.two_tower(spec, seed=s) for s in (0, 1))
+  params = pretrained.initial_params(spec, seed=0)
+  assert _size(params) == families.params_count(spec)
+  same, other = (pretrained.initial_params(spec, seed=s) for s in (0, 1))
   for tower in ("vision_projection", "text_projection"):
     kernel = params[tower]["kernel"]
     np.testing.assert_array_equal(kernel, same[tower]["kernel"])
@@ -132,7 +132,7 @@ def test_the_pair_is_whole_and_its_projections_follow_the_seed():
     assert 0.5 < kernel.std() * 384**0.5 < 1.5
   tiny = presets.spec("tiny", vocab_size=100)
   with pytest.raises(errors.UserError, match="query.weight: .* model has"):
-    pretrained.two_tower(tiny, seed=0)
+    pretrained.initial_params(tiny, seed=0)
 
 
 def test_a_missing_package_names_the_command(monkeypatch):

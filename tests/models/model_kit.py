@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from comp_jax.models import specs, two_tower
+from comp_jax.models import families, specs, two_tower
 
 VOCAB, LENGTH, SEP = 40, 12, 3
 
@@ -18,6 +18,8 @@ def spec(
   """A small pair; `readout="end"` makes both towers CLIP's."""
   if readout == "end":
     return _clip(depth, options)
+  if readout == "cross":
+    return _blip(depth, options)
   return specs.TwoTowerSpec(
     vision=specs.VitSpec(
       image_size=32,
@@ -80,6 +82,41 @@ def _clip(depth, options):
   )
 
 
+def _blip(depth, options):
+  return specs.MatchingSpec(
+    vision=specs.VitSpec(
+      image_size=32,
+      patch_size=8,
+      encoder=specs.encoder(
+        width=24,
+        depth=depth[0],
+        heads=3,
+        mlp=40,
+        norm_first=True,
+        norm_eps=1e-6,
+        **options,
+      ),
+      readout="tokens",
+    ),
+    text=specs.BertSpec(
+      vocab_size=VOCAB,
+      max_length=LENGTH,
+      readout="cls",
+      sep_id=SEP,
+      encoder=specs.encoder(
+        width=16,
+        depth=depth[1],
+        heads=4,
+        mlp=36,
+        norm_first=False,
+        norm_eps=1e-12,
+        source_width=24,
+        **options,
+      ),
+    ),
+  )
+
+
 def with_encoders(model: specs.TwoTowerSpec, **changes):
   """The spec with the same change in both encoders."""
   sides = {
@@ -95,7 +132,7 @@ def with_encoders(model: specs.TwoTowerSpec, **changes):
 def params(model: specs.TwoTowerSpec, seed=0):
   """Random values everywhere: no bias is 0 and no scale is 1."""
   rng = np.random.default_rng(seed)
-  flat = traverse_util.flatten_dict(two_tower.param_shapes(model))
+  flat = traverse_util.flatten_dict(families.of(model).param_shapes(model))
 
   def draw(path, shape):
     value = rng.normal(size=shape)
@@ -161,9 +198,8 @@ def forward(
 ):
   """The model's output and aux."""
   tree, inputs = jax.tree.map(jnp.asarray, (tree, inputs))
-  return two_tower.TwoTower(model).apply(
-    {"params": tree}, inputs, masks, probes, policies, estimator
-  )
+  run = families.of(model).prunable(model).forward
+  return run(tree, inputs, masks, probes, policies, estimator)
 
 
 apply = jax.jit(

@@ -9,7 +9,7 @@ import pytest
 
 from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
-from comp_jax.models import presets, specs, two_tower
+from comp_jax.models import families, presets, specs, two_tower
 from tests.models import model_kit as kit
 
 
@@ -42,10 +42,10 @@ MODELS = [
 @pytest.mark.parametrize("model", MODELS)
 def test_params_count_equals_the_tree(model):
   dense = two_tower.param_shapes(model)
-  assert two_tower.params_count(model) == _size(dense)
+  assert families.params_count(model) == _size(dense)
   _, small = _compact(model)
-  assert two_tower.params_count(small) == _size(two_tower.param_shapes(small))
-  assert two_tower.params_count(small) < two_tower.params_count(model)
+  assert families.params_count(small) == _size(two_tower.param_shapes(small))
+  assert families.params_count(small) < families.params_count(model)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -86,7 +86,12 @@ def test_compacted_checks_its_layers():
 
 def test_presets_by_name():
   clips = {"clip_b32", "clip_b16", "clip_l14", "clip_l14_336"}
-  assert set(presets.NAMES) == {"tiny", "dinov2_s14_minilm", *clips}
+  assert set(presets.NAMES) == {
+    "tiny",
+    "dinov2_s14_minilm",
+    "dinov2_s14_minilm_itm",
+    *clips,
+  }
   tiny = presets.spec(
     "tiny", vocab_size=700, granularity="channel", dtype="bfloat16", unroll=2
   )
@@ -98,7 +103,7 @@ def test_presets_by_name():
   assert tiny.vision.tokens == 65
   pair = presets.spec("dinov2_s14_minilm", image_size=224, remat=True)
   assert pair.vision.tokens == 257 and pair.text.encoder.remat
-  with pytest.raises(ValueError, match="there are: dinov2_s14_minilm, tiny"):
+  with pytest.raises(ValueError, match="there are: clip_b16, clip_b32, "):
     presets.spec("clip")
   with pytest.raises(ValueError, match="multiple of 14"):
     presets.spec("dinov2_s14_minilm", image_size=100)

@@ -1,0 +1,188 @@
+"""BLIP: a text encoder that looks at an image through cross-attention."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from comp_jax.core import groups as groups_lib
+from comp_jax.core import importance
+from comp_jax.core import prunable as prunable_lib
+from comp_jax.models import bert, blocks, specs, towers, vit
+from comp_jax.models import macs as macs_lib
+
+
+class Matching(nn.Module):
+  """Whether a text belongs to an image: BLIP's ITM (spec `upop.md` 3.7)."""
+
+  spec: specs.MatchingSpec
+
+  def setup(self):
+    self.vision = vit.Vit(self.spec.vision)
+    self.text = bert.Bert(self.spec.text)
+    self.head = nn.Dense(2)
+
+  def look(
+    self,
+    image: Num[Array, "b s s 3"],
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policy=None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[blocks.Source, dict]:
+    """The image tokens that the text reads, and the vision tower's aux."""
+    state, aux = self.vision(image, masks, probes, policy, estimator)
+    if probes is None:
+      weights = jnp.zeros(state.valid.shape, jnp.float32)
+    else:
+      # Keys and values are weighed by the last vision layer's scores.
+      weights = blocks.cip_weights(aux["scores"][-1], state, estimator)
+    return blocks.Source(x=state.x, valid=state.valid, weights=weights), aux
+
+  def read(
+    self,
+    source: blocks.Source,
+    text_ids,
+    text_mask,
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policy=None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[Float[Array, "b 2"], dict]:
+    """The logits (no match, match), and the text tower's aux."""
+    pooled, aux = self.text(
+      text_ids, text_mask, masks, probes, policy, estimator, source
+    )
+    return self.head(pooled), aux
+
+  def __call__(
+    self,
+    batch: Mapping,
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policies: Mapping | None = None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[dict[str, Array], dict[str, dict]]:
+    """Logits of the pairs of a batch.
+
+    Args:
+      batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, n].
+      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
+      probes: zeros like `masks` (taylor), or None.
+      policies: token policy of each tower.
+      estimator: what to gather for the parameter scores.
+
+    Returns:
+      `logits` [b, 2] of no match and match, and
+      {"vision": aux, "text": aux}.
+    """
+    source, vision_aux = self.look(
+      batch["image"],
+      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
+      estimator,
+    )
+    logits, text_aux = self.read(
+      source,
+      batch["text_ids"],
+      batch["text_mask"],
+      *(towers.side(tree, "text") for tree in (masks, probes, policies)),
+      estimator,
+    )
+    output = {"logits": logits.astype(jnp.float32)}
+    return output, {"vision": vision_aux, "text": text_aux}
+
+
+def groups(
+  spec: specs.MatchingSpec, *, min_heads: int = 1, min_neurons: int = 32
+) -> tuple[groups_lib.Group, ...]:
+  """The group table of a dense model."""
+  return towers.groups(spec, min_heads=min_heads, min_neurons=min_neurons)
+
+
+def macs(
+  spec: specs.MatchingSpec,
+  masks: Mapping | None,
+  counts: Mapping[str, Num[Array | np.ndarray, "b _"]],
+) -> Float[Array, ""] | float:
+  """Mean MACs of one image and one text, `inference` convention.
+
+  Args:
+    spec: the model; a compact one with `masks=None`.
+    masks: hard or soft masks, or None to cost the spec's own widths.
+    counts: valid tokens of each tower: at the input and after each layer.
+
+  Returns:
+    A traced scalar, or a float for NumPy counts without masks.
+  """
+  seen = towers.side(masks, "vision")
+  read = towers.side(masks, "text")
+  vision = macs_lib.vision(spec.vision, seen, counts["vision"])
+  text = macs_lib.text(spec.text, read, counts["text"])
+  cross = macs_lib.cross(
+    spec.text.encoder, read, counts["text"], counts["vision"][:, -1]
+  )
+  head = 2 * spec.text.encoder.width
+  return macs_lib.mean(vision + text + cross) + head
+
+
+def prunable(
+  spec: specs.MatchingSpec, *, min_heads: int = 1, min_neurons: int = 32
+) -> prunable_lib.Prunable:
+  """The model as the loops see it; of a compact one nothing can be pruned."""
+  model = Matching(spec)
+
+  def forward(params, batch, masks, probes, policies, estimator):
+    return model.apply(
+      {"params": params}, batch, masks, probes, policies, estimator
+    )
+
+  def vision_counts(params, batch, masks, policies):
+    _, aux = model.apply(
+      {"params": params},
+      batch["image"],
+      masks["vision"],
+      None,
+      policies["vision"],
+      method="look",
+    )
+    return aux["counts"]
+
+  def text_counts(params, batch, masks, policies):
+    _, aux = forward(params, batch, masks, None, policies, None)
+    return aux["text"]["counts"]
+
+  costs = lambda masks, counts: macs(spec, masks, counts)  # noqa: E731
+  if not towers.is_dense(spec):
+    return towers.nothing_to_prune(forward, costs)
+  return prunable_lib.Prunable(
+    groups=groups(spec, min_heads=min_heads, min_neurons=min_neurons),
+    token_modes=towers.TOKEN_MODES,
+    protected=towers.protected(spec),
+    forward=forward,
+    tower_counts={"vision": vision_counts, "text": text_counts},
+    macs=costs,
+  )
+
+
+def param_shapes(spec: specs.MatchingSpec) -> dict:
+  """The parameter tree of a model as `jax.ShapeDtypeStruct`s; runs nothing."""
+  batch = jax.eval_shape(lambda: _example(spec))
+  return jax.eval_shape(Matching(spec).init, jax.random.key(0), batch)["params"]
+
+
+def initial_params(spec: specs.MatchingSpec, seed: int) -> dict:
+  """Random parameters."""
+  init = jax.jit(Matching(spec).init)
+  return init(jax.random.key(seed), _example(spec))["params"]
+
+
+def _example(spec):
+  size = spec.vision.image_size
+  return {
+    "image": jnp.zeros((1, size, size, 3), jnp.uint8),
+    "text_ids": jnp.zeros((1, 1), jnp.int32),
+    "text_mask": jnp.ones((1, 1), bool),
+  }

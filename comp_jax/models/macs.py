@@ -1,0 +1,107 @@
+"""MACs of towers at masks or widths, and at token counts.
+
+Counts are valid tokens [b, l+1]: at the input and after each layer. With
+NumPy counts and no masks everything is exact integers; otherwise it is traced.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Num
+
+from comp_jax.core import cost
+from comp_jax.models import specs
+
+Counts = Num[Array | np.ndarray, "b l1"]
+PerSample = Num[Array | np.ndarray, " b"]
+
+
+def layers(
+  encoder: specs.EncoderSpec, masks: Mapping | None, counts: Counts
+) -> PerSample:
+  """Self-attention and MLPs of an encoder.
+
+  Args:
+    encoder: the layers.
+    masks: {"attn": [l, u], "mlp": [l, m]}, or None for the spec's own widths.
+    counts: tokens.
+  """
+  if masks is None:
+    attention = [x.heads * x.head_width for x in encoder.layers]
+    mlp = [x.mlp for x in encoder.layers]
+  else:
+    attention = _attention_widths(encoder, encoder.uniform, masks["attn"])
+    mlp = jnp.sum(masks["mlp"], axis=-1)
+  return cost.encoder_macs(
+    width=encoder.width,
+    attention_widths=attention,
+    mlp_widths=mlp,
+    counts=counts,
+  )
+
+
+def cross(
+  encoder: specs.EncoderSpec,
+  masks: Mapping | None,
+  queries: Counts,
+  keys: PerSample,
+) -> PerSample:
+  """Cross-attention of an encoder; it runs after the layer's token rule.
+
+  Args:
+    encoder: the layers.
+    masks: {"cross": [l, u]}, or None for the spec's own widths.
+    queries: tokens of this encoder.
+    keys: tokens of the source.
+  """
+  if masks is None:
+    widths = [x.cross.heads * x.cross.head_width for x in encoder.layers]
+  else:
+    widths = _attention_widths(encoder, encoder.uniform.cross, masks["cross"])
+  return cost.cross_macs(
+    width=encoder.width,
+    source_width=encoder.source_width,
+    attention_widths=widths,
+    queries=queries[:, 1:],
+    keys=keys,
+  )
+
+
+def vision(
+  spec: specs.VitSpec, masks: Mapping | None, counts: Counts
+) -> PerSample:
+  """A vision tower: patches, norms, layers."""
+  d = spec.encoder.width
+  patches = cost.patch_macs(
+    patches=spec.tokens - 1, patch_size=spec.patch_size, width=d
+  )
+  # The last norm sees what is read out, the one before the layers every token.
+  normed = 1 if spec.readout == "cls" else counts[:, -1]
+  before = cost.norm_macs(width=d, tokens=spec.tokens) if spec.pre_norm else 0
+  after = cost.norm_macs(width=d, tokens=normed)
+  return layers(spec.encoder, masks, counts) + patches + before + after
+
+
+def text(
+  spec: specs.BertSpec | specs.ClipTextSpec,
+  masks: Mapping | None,
+  counts: Counts,
+) -> PerSample:
+  """A text tower without cross-attention: one norm, layers."""
+  # BERT normalises its embeddings, CLIP what leaves the last layer.
+  normed = counts[:, 0] if spec.kind == "bert" else counts[:, -1]
+  norm = cost.norm_macs(width=spec.encoder.width, tokens=normed)
+  return layers(spec.encoder, masks, counts) + norm
+
+
+def mean(per_sample: PerSample):
+  """The mean over samples of the cost (never the cost of the mean)."""
+  xp = np if isinstance(per_sample, np.ndarray) else jnp
+  return xp.mean(per_sample)
+
+
+def _attention_widths(encoder, layer, mask):
+  by_head = encoder.granularity == "head"
+  per_unit = layer.head_width if by_head else layer.heads
+  return per_unit * jnp.sum(mask, axis=-1)

@@ -1,0 +1,203 @@
+"""A text tower that looks at images, pruned from data to saved model."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+import comp_jax
+from comp_jax import errors
+from comp_jax.data import flickr8k, flickr8k_itm, sources, tokenizers
+from comp_jax.interop import store
+from comp_jax.models import blip, specs
+from comp_jax.train import prepare, pruning
+from configs import common
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
+WORDS = list(COLOURS)
+
+
+def _jpeg(colour, rng):
+  noise = rng.integers(-20, 20, (16, 16, 3))
+  pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+  out = io.BytesIO()
+  Image.fromarray(pixels).save(out, "JPEG")
+  return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  """Both files in miniature: does the sentence name the colour?"""
+  folder = tmp_path_factory.mktemp("itm")
+  rng = np.random.default_rng(0)
+  rows, pairs = [], []
+  for number in range(56):
+    word = WORDS[number % 3]
+    name, split = f"{number}.jpg", "train" if number < 48 else "dev"
+    rows.append(
+      {
+        "image_id": name,
+        "jpeg": _jpeg(COLOURS[word], rng),
+        "captions": [f"a {word} thing"] * 5,
+        "split": split,
+      }
+    )
+    other = WORDS[(number + 1 + number % 2) % 3]
+    for sentence, label in ((word, 1), (other, 0)):
+      pairs.append(
+        {
+          "image": name,
+          "sentence": f"a {sentence} thing",
+          "label": label,
+          "split": "train" if split == "train" else "val",
+        }
+      )
+  table = pyarrow.Table.from_pylist(rows)
+  pyarrow.parquet.write_table(table, folder / flickr8k.FILE)
+  lines = "\n".join(json.dumps(pair) for pair in pairs)
+  (folder / flickr8k_itm.FILE).write_text(lines)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def config(data_dir, tmp_path_factory):
+  path = tmp_path_factory.mktemp("dense") / "model"
+  tokenizer = tokenizers.train_wordpiece([f"a {w} thing" for w in WORDS], 40)
+  options = {"width": 16, "depth": 2, "heads": 4, "mlp": 48}
+  spec = specs.MatchingSpec(
+    vision=specs.VitSpec(
+      image_size=16,
+      patch_size=4,
+      encoder=specs.encoder(norm_first=True, norm_eps=1e-6, **options),
+      readout="tokens",
+    ),
+    text=specs.BertSpec(
+      vocab_size=tokenizer.vocab_size,
+      max_length=12,
+      readout="cls",
+      sep_id=tokenizer.sep_id,
+      encoder=specs.encoder(
+        norm_first=False, norm_eps=1e-12, source_width=16, **options
+      ),
+    ),
+  )
+  store.save(
+    path,
+    params=blip.initial_params(spec, 0),
+    spec=spec,
+    policies={},
+    tokenizer_json=tokenizer.to_json(),
+    recipe={"name": "random"},
+  )
+  c = common.get_config()
+  c.name = "five_modes"
+  c.ratio = 0.4
+  c.checkpoint = str(path)
+  c.data.name, c.data.dir = "flickr8k_itm", str(data_dir)
+  c.data.text_length = 12
+  c.data.report_splits = ("val",)
+  c.model.image_size = 16
+  c.model.min_neurons = 4
+  # Every mode is executed once, in seeded order, before any is chosen.
+  c.recipe.strategy.cold_start = "execute"
+  c.prune.num_stages = 8
+  c.prune.max_stages = 10
+  c.prune.stage_steps = 2
+  c.prune.batch_size = 8
+  c.prune.validation = c.prune.validation_chunk = c.prune.calibration = 8
+  c.prune.save_every = 100
+  c.finetune.steps = c.finetune.chunk = 2
+  c.finetune.batch_size = 8
+  c.finetune.warmup = 0
+  c.finetune.save_every = 100
+  c.evaluate.batch_size = 8
+  return c
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run")
+  report, samples = pruning.run(config, workdir)
+  return report, samples, workdir
+
+
+def test_all_five_modes_prune(run):
+  report, samples, _ = run
+  assert {row["mode"] for row in report["stages"]} >= {
+    "vision_params",
+    "language_params",
+    "cross_params",
+    "vision_tokens",
+    "language_tokens",
+  }
+  assert report["compilations"]["stage_step"] == 1
+  assert 0.99 * report["macs"]["target"] <= report["macs"]["final"]
+  assert report["macs"]["final"] <= report["macs"]["target"]
+  assert set(report["metrics"]["finetuned"]["val"]) == {"accuracy", "auc"}
+  assert sum(report["kept"]["text"]["cross_heads"]) < 8
+  assert samples["valid"].shape[1] == 3
+
+
+def test_the_compact_model_reloads_and_judges_pairs(run, data_dir):
+  report, _, workdir = run
+  loaded = comp_jax.load(workdir / "model", task="matching")
+  assert loaded.spec.text.encoder.layers[0].cross is not None
+  source = sources.open_source("flickr8k_itm", dir=str(data_dir))["val"]
+  tokenizer = tokenizers.load(loaded.tokenizer_json)
+  ids, mask = tokenizer.encode([source[0]["captions"][0]], 12)
+  output, _ = loaded(
+    {
+      "image": np.zeros((1, 16, 16, 3), np.uint8),
+      "text_ids": ids,
+      "text_mask": mask,
+    }
+  )
+  assert output["logits"].shape == (1, 2)
+  assert np.all(np.isfinite(jax.device_get(output["logits"])))
+
+
+def test_select_pairs_are_those_of_the_held_out_photos(data_dir):
+  splits = sources.open_source("flickr8k_itm", dir=str(data_dir))
+  assert {name: len(s) for name, s in splits.items()} == {
+    "train": 80,
+    "select": 16,
+    "val": 16,
+  }
+  concepts = {
+    name: {s[i]["concept"] for i in range(len(s))}
+    for name, s in splits.items()
+  }
+  assert not concepts["train"] & concepts["select"]
+  assert {splits["val"][i]["label"] for i in range(16)} == {0, 1}
+
+
+def test_data_without_labels_are_refused(config, data_dir):
+  other = config.copy_and_resolve_references()
+  other.data.name = "flickr8k"
+  other.data.report_splits = ("dev",)
+  with pytest.raises(errors.UserError, match="flickr8k has no labels"):
+    prepare.prepare(other)
+
+
+def test_a_bad_line_and_a_missing_photo_are_named(data_dir, tmp_path):
+  for change, message in (
+    ({"label": 2}, "line 1: label is missing or wrong"),
+    ({"image": "gone.jpg"}, "names 1 photos that .* first gone.jpg"),
+    ({"split": "test"}, "line 1: split 'test'"),
+  ):
+    folder = tmp_path / message[:6].replace(" ", "") / str(len(message))
+    folder.mkdir(parents=True)
+    photos = (data_dir / flickr8k.FILE).read_bytes()
+    (folder / flickr8k.FILE).write_bytes(photos)
+    lines = (data_dir / flickr8k_itm.FILE).read_text().splitlines()
+    first = {**json.loads(lines[0]), **change}
+    (folder / flickr8k_itm.FILE).write_text(
+      "\n".join([json.dumps(first), *lines[1:]])
+    )
+    with pytest.raises(errors.UserError, match=message):
+      sources.open_source("flickr8k_itm", dir=str(folder))

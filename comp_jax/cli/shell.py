@@ -62,7 +62,7 @@ def run(
     _quiet()
     app.run(call, argv=argv, flags_parser=parse)
   except errors.UserError as error:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     sys.exit(_BAD_INPUT)
   except KeyboardInterrupt:
     print(f"{name}: interrupted", file=sys.stderr)
@@ -101,7 +101,7 @@ def _parse(
   try:
     rest = flags.FLAGS(argv)
   except flags.IllegalFlagValueError as error:
-    raise errors.UserError(_one_line(_explain_value(error))) from error
+    raise errors.UserError(one_line(_explain_value(error))) from error
   except (
     flags.Error,
     TypeError,
@@ -109,7 +109,7 @@ def _parse(
     AttributeError,
     KeyError,
   ) as error:
-    raise errors.UserError(_one_line(error)) from error
+    raise errors.UserError(one_line(error)) from error
   # The flags --help and --helpfull show their text and leave in between.
   if len(rest) > 1:
     raise errors.UserError(
@@ -202,7 +202,7 @@ def load_config(file: str) -> ml_collections.ConfigDict:
   except (TypeError, ValueError, KeyError) as error:
     # absl would swallow these three together with their place.
     raise errors.UserError(
-      f"--config: get_config() of {path}: {_one_line(error)}"
+      f"--config: get_config() of {path}: {one_line(error)}"
     ) from error
 
 
@@ -308,7 +308,7 @@ def _explain_value(error: flags.IllegalFlagValueError) -> str:
   return f"--{key}: {value!r} is not of type {kind}{default}"
 
 
-def _one_line(error: Any) -> str:
+def one_line(error: Any) -> str:
   """Returns the text of an error without line breaks."""
   text = error.args[0] if isinstance(error, KeyError) else error
   return " ".join(str(text).split())

@@ -14,6 +14,8 @@ from jaxtyping import Array, Int, Num
 
 # Elements of a LayerNorm are counted five times, as fvcore does.
 NORM = 5
+# Entries of the momentum queues that the published costs of CLIP include.
+CLIP_QUEUE = 57600
 
 
 def encoder_macs(
@@ -161,7 +163,7 @@ def clip_macs(
   joint_width: int,
   text_tokens: int = 77,
   convention: str = "inference",
-  queue: int = 57600,
+  queue: int = CLIP_QUEUE,
 ) -> int:
   """MACs of a dense CLIP.
 

@@ -1,5 +1,6 @@
 """What all models of a vision and a text tower share."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
@@ -68,6 +69,26 @@ def nothing_to_prune(
     tower_counts={},
     macs=macs,
   )
+
+
+def unrolled(
+  spec: specs.ModelSpec, params: Mapping
+) -> tuple[specs.ModelSpec, dict]:
+  """The same model with layers that stand apart instead of under a scan."""
+  params = dict(params)
+  sides = {}
+  for tower in NAMES:
+    model = getattr(spec, tower)
+    encoder = dataclasses.replace(model.encoder, scan=False)
+    sides[tower] = dataclasses.replace(model, encoder=encoder)
+    if model.encoder.scan:
+      layers = params[tower]["encoder"]["layers"]
+      apart = {
+        f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], layers)
+        for i in range(encoder.depth)
+      }
+      params[tower] = {**params[tower], "encoder": apart}
+  return dataclasses.replace(spec, **sides), params
 
 
 def params_count(shapes: Mapping) -> int:

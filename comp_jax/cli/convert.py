@@ -1,0 +1,58 @@
+"""`convert`: a published checkpoint as a folder of ours."""
+
+import argparse
+
+from comp_jax.interop import load as load_lib
+from comp_jax.interop import store
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+  """Declares the verb."""
+  parser = verbs.add_parser(
+    "convert", help="write a published checkpoint as a folder that prunes"
+  )
+  parser.add_argument("--source", required=True, help="folder or file")
+  parser.add_argument("--to", required=True, help="folder to write")
+  add_options(parser)
+  parser.set_defaults(run=run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Declares what says how a checkpoint is to be read."""
+  parser.add_argument(
+    "--task", choices=load_lib.TASKS, help="what the model is for"
+  )
+  parser.add_argument(
+    "--heads",
+    type=int,
+    nargs="+",
+    metavar="N",
+    help="heads of the vision and the text tower, where no config tells them",
+  )
+  parser.add_argument(
+    "--image_size", type=int, help="pixels, to resample the position table"
+  )
+
+
+def load(path: str, arguments: argparse.Namespace) -> store.Loaded:
+  """The model that the options of a command line ask for."""
+  heads = arguments.heads
+  if heads is not None:
+    heads = (heads[0], heads[-1])
+  return load_lib.load(
+    path, arguments.task, heads=heads, image_size=arguments.image_size
+  )
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Reads and writes."""
+  loaded = load(arguments.source, arguments)
+  store.save(
+    arguments.to,
+    params=loaded.params,
+    spec=loaded.spec,
+    policies=loaded.policies,
+    tokenizer_json=loaded.tokenizer_json or "{}",
+    recipe=loaded.recipe,
+  )
+  print(f"{loaded.spec.family} model: {arguments.to}")

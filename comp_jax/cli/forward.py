@@ -1,0 +1,120 @@
+"""`forward`: one pass on named arrays, to hold against PyTorch."""
+
+import argparse
+import pathlib
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from comp_jax import errors
+from comp_jax.cli import convert
+from comp_jax.interop import atomic
+from comp_jax.models import families, towers
+
+# Names as PyTorch's models have them -> ours.
+_NAMES = {
+  "images": "image",
+  "input_ids": "text_ids",
+  "attention_mask": "text_mask",
+}
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+  """Declares the verb."""
+  parser = verbs.add_parser(
+    "forward", help="run one forward pass on arrays of an .npz file"
+  )
+  parser.add_argument("--model", required=True, help="folder or file")
+  parser.add_argument(
+    "--inputs",
+    required=True,
+    help="npz of images [b, 3, h, w], input_ids and attention_mask [b, n]",
+  )
+  parser.add_argument("--out", required=True, help="npz to write")
+  parser.add_argument(
+    "--aux",
+    action="store_true",
+    help="also hidden states and token scores of every layer",
+  )
+  convert.add_options(parser)
+  parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Reads, runs and writes."""
+  batch = _inputs(pathlib.Path(arguments.inputs))
+  loaded = convert.load(arguments.model, arguments)
+  size = loaded.spec.vision.image_size
+  if batch["image"].shape[1:] != (size, size, 3):
+    raise errors.UserError(
+      f"{arguments.inputs}: images of {batch['image'].shape[1:3]} pixels and "
+      f"{batch['image'].shape[3]} channels, the model wants {size} x {size} "
+      "and 3: resize them, or give --image_size"
+    )
+  if batch["text_ids"].shape[1] > loaded.spec.text.max_length:
+    raise errors.UserError(
+      f"{arguments.inputs}: texts of {batch['text_ids'].shape[1]} tokens, the "
+      f"model has {loaded.spec.text.max_length} positions"
+    )
+  policies = {t: loaded.policies.get(t) for t in towers.NAMES}
+  run_model = jax.jit(families.traced, static_argnums=0)
+  output, aux, hidden = run_model(loaded.spec, loaded.params, batch, policies)
+  arrays = {name: np.asarray(value) for name, value in output.items()}
+  if "image_embedding" in arrays:
+    similarity = arrays["image_embedding"] @ arrays["text_embedding"].T
+    arrays["logits"] = arrays["logit_scale"] * similarity
+  if arguments.aux:
+    for tower in towers.NAMES:
+      arrays[f"{tower}/counts"] = np.asarray(aux[tower]["counts"])
+      for index, states in enumerate(hidden[tower]):
+        arrays[f"{tower}/hidden_{index}"] = np.asarray(states)
+        scores = np.asarray(aux[tower]["scores"][index])
+        arrays[f"{tower}/scores_{index}"] = scores
+  out = pathlib.Path(arguments.out)
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(out) as temporary, open(temporary, "wb") as file:
+      np.savez(file, **arrays)
+  except OSError as error:
+    raise errors.UserError(f"{out}: cannot write it ({error})") from error
+  print(f"{', '.join(sorted(output))}: {out}")
+
+
+def _inputs(path: pathlib.Path) -> dict[str, jax.Array]:
+  """The batch of an npz file; arrays that no model needs are left out."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      found = {
+        ours: file[name] for name, ours in _NAMES.items() if name in file
+      }
+  except (OSError, ValueError, zipfile.BadZipFile) as error:
+    raise errors.UserError(
+      f"{path}: not a readable .npz file ({error})"
+    ) from error
+  if "text_ids" in found and "text_mask" not in found:
+    found["text_mask"] = np.ones(found["text_ids"].shape, bool)
+  missing = [name for name, ours in _NAMES.items() if ours not in found]
+  if missing:
+    raise errors.UserError(
+      f"{path}: lacks {', '.join(missing)}; arrays are images [b, 3, h, w], "
+      "input_ids [b, n] and attention_mask [b, n]"
+    )
+  images, ids = found["image"], found["text_ids"]
+  if images.ndim != 4 or images.shape[1] != 3:
+    raise errors.UserError(
+      f"{path}: images have shape {images.shape}, wanted [b, 3, h, w]"
+    )
+  if ids.ndim != 2 or found["text_mask"].shape != ids.shape:
+    raise errors.UserError(
+      f"{path}: input_ids {ids.shape} and attention_mask "
+      f"{found['text_mask'].shape} must be [b, n] alike"
+    )
+  if images.dtype != np.uint8:
+    images = images.astype(np.float32)
+  return {
+    "image": jnp.asarray(images.transpose(0, 2, 3, 1)),
+    "text_ids": jnp.asarray(ids.astype(np.int32)),
+    "text_mask": jnp.asarray(found["text_mask"].astype(bool)),
+  }

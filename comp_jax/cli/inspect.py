@@ -1,0 +1,143 @@
+"""`inspect cost`: MACs and parameters of a model, layer by layer."""
+
+import argparse
+import dataclasses
+import pathlib
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from comp_jax import errors
+from comp_jax.core import cost as cost_lib
+from comp_jax.interop import load as load_lib
+from comp_jax.models import families, macs, presets, specs, towers
+
+# Words of the vocabulary that presets need and costs do not depend on.
+_VOCABULARY = {"tiny": {"vocab_size": 2048}}
+# Tokens of a text where nothing else is said: the published papers' inputs.
+_BERT_TOKENS = 36
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+  """Declares the verb."""
+  parser = verbs.add_parser("inspect", help="look into a model")
+  what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+  cost = what.add_parser("cost", help="MACs and parameters, layer by layer")
+  cost.add_argument(
+    "--model",
+    required=True,
+    help=f"folder, file, or one of {', '.join(sorted(presets.NAMES))}",
+  )
+  cost.add_argument("--image_size", type=int, help="pixels")
+  cost.add_argument(
+    "--text_tokens",
+    type=int,
+    help=f"valid tokens of the text (CLIP: all 77; BERT: {_BERT_TOKENS})",
+  )
+  cost.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the table."""
+  spec, caps = _model(arguments)
+  tokens = arguments.text_tokens
+  if tokens is None:
+    longest = spec.text.max_length
+    tokens = longest if spec.text.kind == "clip" else min(_BERT_TOKENS, longest)
+  if not 1 <= tokens <= spec.text.max_length:
+    raise errors.UserError(
+      f"--text_tokens must be in 1..{spec.text.max_length}, not {tokens}"
+    )
+  counts = {
+    tower: cost_lib.static_counts(
+      np.array([valid]),
+      caps.get(tower),
+      getattr(spec, tower).encoder.depth,
+    )
+    for tower, valid in (("vision", spec.vision.tokens), ("text", tokens))
+  }
+  console = rich.console.Console()
+  table = rich.table.Table(
+    title=f"{arguments.model}: MACs in millions", box=rich.box.SIMPLE_HEAD
+  )
+  for column in ("tower", "layer", "tokens", "heads", "neurons"):
+    table.add_column(column, justify="right")
+  for column in ("self, MLP", "cross", "parameters"):
+    table.add_column(column, justify="right")
+  for row in rows(spec, counts):
+    table.add_row(*row)
+  console.print(table)
+  total = families.of(spec).macs(spec, None, counts)
+  parameters = families.params_count(spec)
+  lines = [
+    f"inference, one image and one text of {tokens} tokens: "
+    f"{total / 1e9:.4f} G MACs"
+  ]
+  legacy = families.legacy_macs(spec, total)
+  if legacy is not None:
+    lines.append(
+      "legacy, the published papers' training graph: "
+      f"{legacy / 1e9:.4f} G MACs"
+    )
+  lines.append(f"parameters: {parameters:,}")
+  for line in lines:
+    console.print(line, highlight=False)
+
+
+def rows(spec: specs.ModelSpec, counts: dict[str, np.ndarray]):
+  """One row of text cells per layer."""
+  flat = dataclasses.replace(
+    spec,
+    **{
+      tower: dataclasses.replace(
+        getattr(spec, tower),
+        encoder=dataclasses.replace(getattr(spec, tower).encoder, scan=False),
+      )
+      for tower in towers.NAMES
+    },
+  )
+  shapes = families.of(flat).param_shapes(flat)
+  for tower in towers.NAMES:
+    encoder = getattr(flat, tower).encoder
+    for index, layer in enumerate(encoder.layers):
+      one = dataclasses.replace(encoder, layers=(layer,))
+      seen = counts[tower][:, index : index + 2]
+      crossed = 0
+      if layer.cross is not None:
+        crossed = macs.cross(one, None, seen, counts["vision"][:, -1])[0]
+      size = towers.params_count(shapes[tower]["encoder"][f"layers_{index}"])
+      heads = str(layer.heads)
+      heads += f" + {layer.cross.heads}" if layer.cross else ""
+      yield (
+        tower,
+        str(index),
+        str(int(seen[0, 0])),
+        heads,
+        str(layer.mlp),
+        f"{macs.layers(one, None, seen)[0] / 1e6:,.3f}",
+        f"{crossed / 1e6:,.3f}" if layer.cross else "",
+        f"{size:,}",
+      )
+
+
+def _model(arguments):
+  """The spec, and the static counts of a compact model."""
+  name = arguments.model
+  if name in presets.NAMES:
+    options = dict(_VOCABULARY.get(name, {}))
+    if arguments.image_size:
+      options["image_size"] = arguments.image_size
+    try:
+      return presets.spec(name, **options), {}
+    except ValueError as error:
+      raise errors.UserError(f"--image_size: {error}") from error
+  if not pathlib.Path(name).exists():
+    raise errors.UserError(
+      f"--model: {name} is no file or folder, and no model of "
+      f"{', '.join(sorted(presets.NAMES))}"
+    )
+  loaded = load_lib.load(name, image_size=arguments.image_size)
+  caps = {t: p.keep for t, p in loaded.policies.items() if p.keep is not None}
+  return loaded.spec, caps

@@ -1,0 +1,35 @@
+"""The verbs of `python -m comp_jax`, and how their errors are shown."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+# XLA's own log lines; read once, when its library is loaded.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from comp_jax import errors
+from comp_jax.cli import convert, forward, inspect, shell
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The exit code of a command line: 0, 2 for a user's mistake, 130.
+
+  Args:
+    argv: without the program's name; the process's own by default.
+  """
+  parser = argparse.ArgumentParser(
+    prog="python -m comp_jax", description="Models of comp_jax: in, out, cost."
+  )
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+  for module in (convert, forward, inspect):
+    module.add(verbs)
+  arguments = parser.parse_args(argv)
+  try:
+    arguments.run(arguments)
+  except errors.UserError as error:
+    print(f"error: {shell.one_line(error)}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    return 130
+  return 0

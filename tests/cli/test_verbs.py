@@ -1,0 +1,121 @@
+"""`python -m comp_jax`: convert, forward and inspect."""
+
+import numpy as np
+import pytest
+
+import comp_jax
+from comp_jax.cli import verbs
+from comp_jax.interop import store
+from comp_jax.models import families
+from tests.models import model_kit as kit
+
+
+@pytest.fixture(scope="module", params=["end", "cross"])
+def model(request, tmp_path_factory):
+  """A saved model of either family, and arrays as PyTorch has them."""
+  folder = tmp_path_factory.mktemp(request.param)
+  spec = kit.spec(readout=request.param)
+  store.save(
+    folder / "model",
+    params=kit.params(spec),
+    spec=spec,
+    policies={},
+    tokenizer_json="{}",
+    recipe={"name": "random"},
+  )
+  batch = kit.batch()
+  np.savez(
+    folder / "in.npz",
+    images=batch["image"].transpose(0, 3, 1, 2),
+    input_ids=batch["text_ids"].astype(np.int64),
+    attention_mask=batch["text_mask"].astype(np.int64),
+    stranger=np.zeros(3),
+  )
+  return folder, spec, batch
+
+
+def test_forward_writes_what_the_model_says(model):
+  folder, spec, batch = model
+  out = folder / "out.npz"
+  arguments = ["--model", str(folder / "model"), "--inputs"]
+  arguments += [str(folder / "in.npz"), "--out", str(out), "--aux"]
+  assert verbs.main(["forward", *arguments]) == 0
+  arrays = dict(np.load(out))
+  expected, aux = kit.apply(spec, kit.params(spec), batch)
+  for name, value in expected.items():
+    np.testing.assert_allclose(arrays[name], value, rtol=0, atol=1e-5)
+  columns = 3 if "logit_scale" in arrays else 2
+  assert arrays["logits"].shape == (3, columns)
+  for tower in ("vision", "text"):
+    width = getattr(spec, tower).encoder.width
+    tokens = aux[tower]["scores"].shape[-1]
+    for layer in range(2):
+      assert arrays[f"{tower}/hidden_{layer}"].shape == (3, tokens, width)
+      np.testing.assert_allclose(
+        arrays[f"{tower}/scores_{layer}"],
+        aux[tower]["scores"][layer],
+        rtol=0,
+        atol=1e-5,
+      )
+
+
+def test_convert_writes_a_folder_that_loads(model, capsys):
+  folder, spec, _ = model
+  arguments = ["--source", str(folder / "model"), "--to", str(folder / "copy")]
+  assert verbs.main(["convert", *arguments]) == 0
+  assert comp_jax.load(folder / "copy").spec == spec
+  assert spec.family in capsys.readouterr().out
+
+
+def test_inspect_cost_adds_up(model, capsys):
+  folder, spec, _ = model
+  arguments = ["--model", str(folder / "model"), "--text_tokens", "7"]
+  assert verbs.main(["inspect", "cost", *arguments]) == 0
+  shown = capsys.readouterr().out
+  depth = [getattr(spec, tower).encoder.depth for tower in ("vision", "text")]
+  counts = {
+    "vision": np.full((1, depth[0] + 1), 17),
+    "text": np.full((1, depth[1] + 1), 7),
+  }
+  total = families.of(spec).macs(spec, None, counts)
+  assert f"{total / 1e9:.4f} G" in shown
+  assert f"{families.params_count(spec):,}" in shown
+
+
+def test_inspect_knows_the_published_clip(capsys):
+  assert verbs.main(["inspect", "cost", "--model", "clip_l14_336"]) == 0
+  shown = capsys.readouterr().out
+  assert "197.7619 G" in shown and "395.7007 G" in shown
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"images": np.zeros((2, 32, 32, 3))}, "wanted [b, 3, h, w]"),
+    ({"images": np.zeros((2, 3, 16, 16))}, "the model wants 32 x 32"),
+    ({"input_ids": np.zeros((2, 13), np.int64)}, "must be [b, n] alike"),
+    ({"input_ids": None}, "lacks input_ids"),
+  ],
+)
+def test_wrong_inputs_are_one_line_and_code_2(
+  model, tmp_path, capsys, change, message
+):
+  folder, _, _ = model
+  arrays = {**np.load(folder / "in.npz"), **change}
+  arrays = {name: value for name, value in arrays.items() if value is not None}
+  np.savez(tmp_path / "bad.npz", **arrays)
+  out = tmp_path / "out.npz"
+  arguments = ["--model", str(folder / "model"), "--out", str(out)]
+  arguments += ["--inputs", str(tmp_path / "bad.npz")]
+  assert verbs.main(["forward", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+  assert not out.exists()
+
+
+def test_a_missing_model_is_named(capsys, tmp_path):
+  arguments = ["--source", str(tmp_path / "gone"), "--to", str(tmp_path / "x")]
+  assert verbs.main(["convert", *arguments]) == 2
+  assert "gone" in capsys.readouterr().err
+  assert verbs.main(["inspect", "cost", "--model", "nobody"]) == 2
+  assert "nobody" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.max_stages = 13
   c.prune.stage_steps = 4
   c.prune.batch_size = 32
-  c.prune.learning_rate = 2e-5
+  c.prune.learning_rate = 1e-5
   c.prune.validation = 128
   c.prune.validation_chunk = 64
   c.prune.calibration = 32

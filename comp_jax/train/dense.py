@@ -7,7 +7,7 @@ import ml_collections
 
 from comp_jax import errors
 from comp_jax.data import tokenizers
-from comp_jax.interop import atomic, pretrained, store, tensors
+from comp_jax.interop import atomic, pretrained, store
 from comp_jax.models import families, specs
 from comp_jax.tasks import library as tasks
 from comp_jax.train import checkpoints as checkpoints_lib
@@ -40,11 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     )
 
     # Data and model.
-    own = tokenizers.minilm() if config.model.pretrained else None
-    data = setup.open_data(config, own)
-    spec = setup.new_spec(config, data.tokenizer)
-    setup.check_task(data, spec, config.data.name)
-    params = _initial(config, spec, data)
+    data, spec, params = _start(config)
     objective = step_lib.Objective(
       prunable=families.of(spec).prunable(spec),
       loss=tasks.of(spec).loss,
@@ -92,12 +88,26 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     return results
 
 
-def _initial(config, spec, data):
+def _start(config):
+  """The data, and the spec and the weights that training begins with."""
   if config.train.start:
-    start = store.load(config.train.start)
-    shapes = families.of(spec).param_shapes(spec)
-    tensors.check_tree(start.params, shapes, config.train.start)
-    return start.params
+    loaded = setup.load_dense(config, config.train.start, "train.start")
+    data = setup.open_data(config, tokenizers.load(loaded.tokenizer_json))
+    setup.check_task(data, loaded.spec, config.data.name)
+    return data, loaded.spec, loaded.params
+  if not config.model.preset:
+    raise errors.UserError(
+      "config.model.preset is empty: name a model to train, or set "
+      "config.train.start to the folder of one"
+    )
+  own = tokenizers.minilm() if config.model.pretrained else None
+  data = setup.open_data(config, own)
+  spec = setup.new_spec(config, data.tokenizer)
+  setup.check_task(data, spec, config.data.name)
+  return data, spec, _initial(config, spec, data)
+
+
+def _initial(config, spec, data):
   if config.model.pretrained:
     params = pretrained.initial_params(spec, config.seed)
     if config.train.ridge_examples:

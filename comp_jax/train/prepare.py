@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import ml_collections
 import numpy as np
+import optax
 
 from comp_jax import errors
 from comp_jax.data import tokenizers
@@ -82,7 +83,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       "config.finetune.tokens must be static or threshold, not "
       f"{config.finetune.tokens!r}"
     )
-  dense = setup.load_dense(config)
+  dense = setup.load_dense(config, config.checkpoint)
   task = tasks.of(dense.spec)
   if config.prune.metric not in task.metrics:
     raise errors.UserError(
@@ -119,8 +120,16 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     ),
     metric=task.metrics[config.prune.metric],
     recipe=recipe,
+    # Adam's first steps have the same size in every weight, whatever the
+    # gradient: the rate rises while nothing is pruned yet.
     optimizer=fit.adamw(
-      config.prune.learning_rate, config.prune.weight_decay, 1.0
+      optax.linear_schedule(
+        0.0 if config.prune.warmup_stages else config.prune.learning_rate,
+        config.prune.learning_rate,
+        config.prune.warmup_stages * config.prune.stage_steps,
+      ),
+      config.prune.weight_decay,
+      1.0,
     ),
     settings=thresholds.Settings(
       dense_macs=costs.static_macs(dense.spec, valid, None),

@@ -185,44 +185,51 @@ def new_spec(
     raise errors.UserError(f"config.model: {error}") from error
 
 
-def load_dense(config: ml_collections.ConfigDict) -> store.Loaded:
-  """The dense checkpoint of a config, checked against its preset.
+def load_dense(
+  config: ml_collections.ConfigDict, path: str, field: str = "checkpoint"
+) -> store.Loaded:
+  """A dense checkpoint, checked against a config and its preset.
+
+  Args:
+    config: the experiment.
+    path: folder or file of the checkpoint.
+    field: where the config names it.
 
   Raises:
     UserError: missing, corrupt, compact already, or of another architecture
       (every mismatch is listed).
   """
-  if not config.checkpoint:
+  if not path:
     raise errors.UserError(
-      "config.checkpoint is empty: give the folder of a dense model, such as "
+      f"config.{field} is empty: give the folder of a dense model, such as "
       "the `model` folder that train.py wrote"
     )
   size = config.model.image_size
-  loaded = load_lib.load(config.checkpoint, image_size=size)
+  loaded = load_lib.load(path, image_size=size)
   if not loaded.tokenizer_json:
     raise errors.UserError(
-      f"{config.checkpoint} brings no tokenizer: put its tokenizer.json beside "
+      f"{path} brings no tokenizer: put its tokenizer.json beside "
       "the weights, in a folder with config.json"
     )
   tokenizer = tokenizers.load(loaded.tokenizer_json)
   if not towers.is_dense(loaded.spec):
     raise errors.UserError(
-      f"{config.checkpoint} holds a compact model; prune.py starts from a "
-      "dense one: give the folder that train.py wrote"
+      f"{path} holds a compact model, and a dense one is "
+      "needed: give the folder that train.py wrote"
     )
   if config.model.preset:
     wanted = new_spec(config, tokenizer)
     shapes = families.of(wanted).param_shapes(wanted)
-    tensors.check_tree(loaded.params, shapes, config.checkpoint)
+    tensors.check_tree(loaded.params, shapes, path)
   if loaded.spec.vision.image_size != size:
     raise errors.UserError(
-      f"config.model.image_size is {size}, the model of {config.checkpoint} "
+      f"config.model.image_size is {size}, the model of {path} "
       f"was made for {loaded.spec.vision.image_size} pixels"
     )
   if loaded.spec.text.max_length < config.data.text_length:
     raise errors.UserError(
       f"config.data.text_length is {config.data.text_length}, the model of "
-      f"{config.checkpoint} has {loaded.spec.text.max_length} positions"
+      f"{path} has {loaded.spec.text.max_length} positions"
     )
   spec = with_options(loaded.spec, model_options(config))
   return dataclasses.replace(loaded, spec=spec)

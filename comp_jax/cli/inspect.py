@@ -50,13 +50,15 @@ def run(arguments: argparse.Namespace) -> None:
     raise errors.UserError(
       f"--text_tokens must be in 1..{spec.text.max_length}, not {tokens}"
     )
+  images = specs.images_per_example(spec)
+  valid = {"vision": [spec.vision.tokens] * images, "text": [tokens]}
   counts = {
     tower: cost_lib.static_counts(
-      np.array([valid]),
+      np.array(valid[tower]),
       caps.get(tower),
       getattr(spec, tower).encoder.depth,
     )
-    for tower, valid in (("vision", spec.vision.tokens), ("text", tokens))
+    for tower in towers.NAMES
   }
   console = rich.console.Console()
   table = rich.table.Table(
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
   )
   for column in ("tower", "layer", "tokens", "heads", "neurons"):
     table.add_column(column, justify="right")
-  for column in ("self, MLP", "cross", "parameters"):
+  for column in ("self, MLP", "cross", "params, M"):
     table.add_column(column, justify="right")
   for row in rows(spec, counts):
     table.add_row(*row)
@@ -72,7 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
   total = families.of(spec).macs(spec, None, counts)
   parameters = families.params_count(spec)
   lines = [
-    f"inference, one image and one text of {tokens} tokens: "
+    f"inference, {images} image{'s' * (images > 1)} and one text of {tokens} "
+    "tokens: "
     f"{total / 1e9:.4f} G MACs"
   ]
   legacy = families.legacy_macs(spec, total)
@@ -105,20 +108,24 @@ def rows(spec: specs.ModelSpec, counts: dict[str, np.ndarray]):
       one = dataclasses.replace(encoder, layers=(layer,))
       seen = counts[tower][:, index : index + 2]
       crossed = 0
-      if layer.cross is not None:
-        crossed = macs.cross(one, None, seen, counts["vision"][:, -1])[0]
+      if layer.cross:
+        keys = (counts["vision"][:1, -1],) * len(layer.cross)
+        merge = encoder.merge_from
+        merge = 0 if merge is not None and index >= merge else None
+        one = dataclasses.replace(one, merge_from=merge)
+        crossed = macs.cross(one, None, seen, keys)[0]
       size = towers.params_count(shapes[tower]["encoder"][f"layers_{index}"])
       heads = str(layer.heads)
-      heads += f" + {layer.cross.heads}" if layer.cross else ""
+      heads += "".join(f"+{block.heads}" for block in layer.cross)
       yield (
         tower,
         str(index),
         str(int(seen[0, 0])),
         heads,
         str(layer.mlp),
-        f"{macs.layers(one, None, seen)[0] / 1e6:,.3f}",
-        f"{crossed / 1e6:,.3f}" if layer.cross else "",
-        f"{size:,}",
+        f"{macs.layers(one, None, seen)[0] / 1e6:,.1f}",
+        f"{crossed / 1e6:,.1f}" if layer.cross else "",
+        f"{size / 1e6:.3f}",
       )
 
 

@@ -62,7 +62,7 @@ def cross_macs(
   queries: Num[Array | np.ndarray, "b l"],
   keys: Num[Array | np.ndarray, " b"],
 ) -> Num[Array | np.ndarray, " b"]:
-  """MACs of each sample in the cross-attention of every layer, norms included.
+  """MACs of each sample in one cross-attention block of every layer.
 
   Args:
     width: residual width of the queries.
@@ -83,7 +83,6 @@ def cross_macs(
     2 * width * attention * queries
     + 2 * source_width * attention * keys
     + 2 * attention * queries * keys
-    + NORM * width * queries
   )
   return xp.sum(per_layer, axis=-1)
 

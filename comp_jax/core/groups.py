@@ -92,7 +92,7 @@ def encoder_groups(
   layer_scale: bool = False,
   min_heads: int = 1,
   min_neurons: int = 32,
-  cross_heads: int = 0,
+  cross: Mapping[str, int] | None = None,
   cross_mode: str = "cross_params",
 ) -> tuple[Group, ...]:
   """The attention and MLP groups of an encoder, and cross-attention's.
@@ -108,8 +108,8 @@ def encoder_groups(
     layer_scale: whether the blocks end in a LayerScale.
     min_heads: floor; with `channel`, the same share of the channels.
     min_neurons: floor.
-    cross_heads: heads of the cross-attention; 0 has none.
-    cross_mode: its pruning mode.
+    cross: heads of each cross-attention by its name; its arrays lie under it.
+    cross_mode: their pruning mode.
 
   Raises:
     ValueError: unknown granularity.
@@ -159,8 +159,8 @@ def encoder_groups(
       layer_scale_path="layer_scale2" if layer_scale else None,
     ),
   ]
-  if cross_heads:
-    groups.append(attention("cross", cross_mode, "cross", cross_heads, None))
+  for name, count in (cross or {}).items():
+    groups.append(attention(name, cross_mode, name, count, None))
   return tuple(groups)
 
 

@@ -28,6 +28,8 @@ class Prunable:
     tower_counts: tower -> (params, batch, masks, policies) -> counts
       [b, l+1] of that tower alone.
     macs: (masks, {tower: counts}) -> mean MACs of one example.
+    rows: tower -> rows of its counts per example, where it is not 1 (two
+      images of a pair).
   """
 
   groups: tuple[groups_lib.Group, ...]
@@ -36,6 +38,7 @@ class Prunable:
   forward: Callable[..., tuple[Any, Mapping[str, Mapping]]]
   tower_counts: Mapping[str, Callable[..., Array]]
   macs: Callable[[Mapping, Mapping], Array]
+  rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def param_modes(self) -> tuple[str, ...]:

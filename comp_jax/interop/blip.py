@@ -1,4 +1,4 @@
-"""BLIP checkpoints for image-text matching: Hugging Face's and the original.
+"""BLIP checkpoints: matching (Hugging Face's and the original), NLVR2.
 
 Every size but the number of heads is read from the shapes, so checkpoints
 that UPop compressed describe themselves (spec `upop.md` parts 2 and 3.9).
@@ -47,6 +47,9 @@ _ORIGINAL = {
 }
 _TEXT = "text_encoder."
 _TEXT_LAYER = _TEXT + "encoder.layer.{}."
+# Suffixes of the cross-attentions' names, by ours.
+_ONE_CROSS = {"cross": ""}
+_TWO_CROSSES = {"cross0": "0", "cross1": "1"}
 # Heads of the contrastive half, momentum twins and queues.
 _UNUSED = (
   f"{_TEXT}embeddings.position_ids",
@@ -94,43 +97,133 @@ def matching(
     UserError: names each missing, unexpected and misshaped array.
   """
   names = _HF if _HF["cls"] in arrays else _ORIGINAL
-  spec = _spec(arrays, names, where, heads, norm_eps, image_size)
+  vision, text = _towers(
+    arrays, names, where, heads, norm_eps, image_size, _ONE_CROSS
+  )
   checkpoint = layouts.Checkpoint(arrays, where)
-  d, p = spec.vision.encoder.width, spec.vision.patch_size
-  t = spec.text.encoder.width
   params = {
-    "vision": {
-      "patch_embed": {
-        "kernel": layouts.patches(
-          checkpoint.take(f"{names['patch']}.weight", d, 3, p, p)
-        ),
-        "bias": checkpoint.take(f"{names['patch']}.bias", d),
-      },
-      "cls_token": checkpoint.take(names["cls"], 1, 1, d)[0, 0],
-      "position_embedding": checkpoint.positions(
-        names["positions"], spec.vision.grid, 1, None, d
-      ),
-      "encoder": layouts.encoder(
-        checkpoint, names["layers"], names["layer"], spec.vision.encoder
-      ),
-      "norm": checkpoint.norm(names["norm"], d),
-    },
-    "text": text_params(checkpoint, spec.text),
-    "head": {
-      "kernel": checkpoint.take("itm_head.weight", 2, t).T,
-      "bias": checkpoint.take("itm_head.bias", 2),
-    },
+    "vision": _vision_params(checkpoint, names, vision),
+    "text": _text_params(checkpoint, text, _ONE_CROSS),
+    "head": _linear(checkpoint, "itm_head", text.encoder.width, 2),
   }
   checkpoint.finish(_UNUSED)
-  # The original BERT divides by what compression left; its ViT does not.
-  for block in ("attention", "cross"):
-    params["text"]["encoder"] = layouts.at_full_scale(
-      params["text"]["encoder"], spec.text.encoder.scale_width, block
-    )
-  return spec, params
+  return specs.MatchingSpec(vision=vision, text=text), params
 
 
-def text_params(checkpoint: layouts.Checkpoint, spec: specs.BertSpec) -> dict:
+def nlvr(
+  arrays: Mapping[str, np.ndarray],
+  where: str,
+  *,
+  heads: tuple[int, int] | None = None,
+  norm_eps: tuple[float, float] = (1e-6, 1e-12),
+  image_size: int | None = None,
+) -> tuple[specs.NlvrSpec, dict]:
+  """The spec and the parameters of a BLIP for NLVR2.
+
+  A generic BLIP, with one cross-attention per layer, serves as a start: its
+  cross-attention is doubled, the merging maps begin as the mean of the two,
+  and the head, which it does not have, begins at random (spec `upop.md` 3.4).
+
+  Args:
+    arrays: the checkpoint, flat.
+    where: what is read, for messages.
+    heads: of the vision and the text tower; None for width / 64.
+    norm_eps: epsilon of the LayerNorms of either tower.
+    image_size: side of the images; None keeps the checkpoint's.
+
+  Raises:
+    UserError: names each missing, unexpected and misshaped array.
+  """
+  arrays = dict(arrays)
+  generic = not is_nlvr(arrays)
+  if generic:
+    arrays = _doubled(arrays)
+  names = _HF if _HF["cls"] in arrays else _ORIGINAL
+  vision, text = _towers(
+    arrays, names, where, heads, norm_eps, image_size, _TWO_CROSSES
+  )
+  d = text.encoder.width
+  checkpoint = layouts.Checkpoint(arrays, where)
+  params = {
+    "vision": _vision_params(checkpoint, names, vision),
+    "text": _text_params(checkpoint, text, _TWO_CROSSES),
+    "head_hidden": _linear(checkpoint, "cls_head.0", d, d),
+    "head": _linear(checkpoint, "cls_head.2", d, 2),
+  }
+  checkpoint.finish((*_UNUSED, *(("itm_head.",) if generic else ())))
+  return specs.NlvrSpec(vision=vision, text=text), params
+
+
+def is_nlvr(arrays: Mapping[str, Any]) -> bool:
+  """Whether a BLIP has the two cross-attentions of NLVR2."""
+  prefix = _TEXT_LAYER.format(0)
+  return f"{prefix}crossattention.self0.query.weight" in arrays
+
+
+def _doubled(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """A generic BLIP's arrays as those of a BLIP for NLVR2."""
+  result, depth = {}, 0
+  for name, array in arrays.items():
+    parts = [
+      part
+      for part in (".crossattention.self.", ".crossattention.output.dense.")
+      if part in name
+    ]
+    if not parts or not name.startswith(_TEXT):
+      result[name] = array
+      continue
+    depth = max(depth, int(name.removeprefix(_TEXT).split(".")[2]) + 1)
+    for index in ("0", "1"):
+      result[name.replace(parts[0], f"{parts[0][:-1]}{index}.")] = array
+  words = arrays.get(f"{_TEXT}embeddings.word_embeddings.weight")
+  width = 0 if words is None else np.shape(words)[1]
+  half = 0.5 * np.eye(width, dtype=np.float32)
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: rng.normal(0, 0.02, shape).astype(np.float32)  # noqa: E731
+  for layer in range(depth // 2, depth):
+    prefix = f"{_TEXT_LAYER.format(layer)}crossattention.output.merge_layer"
+    result[f"{prefix}.weight"] = np.concatenate([half, half], axis=1)
+    result[f"{prefix}.bias"] = np.zeros(width, np.float32)
+  result["cls_head.0.weight"] = normal(width, width)
+  result["cls_head.0.bias"] = np.zeros(width, np.float32)
+  result["cls_head.2.weight"] = normal(2, width)
+  result["cls_head.2.bias"] = np.zeros(2, np.float32)
+  return result
+
+
+def _linear(checkpoint, name, inputs, outputs) -> dict:
+  return {
+    "kernel": checkpoint.take(f"{name}.weight", outputs, inputs).T,
+    "bias": checkpoint.take(f"{name}.bias", outputs),
+  }
+
+
+def _vision_params(checkpoint, names, spec: specs.VitSpec) -> dict:
+  """The parameters of BLIP's vision tower."""
+  d, p = spec.encoder.width, spec.patch_size
+  return {
+    "patch_embed": {
+      "kernel": layouts.patches(
+        checkpoint.take(f"{names['patch']}.weight", d, 3, p, p)
+      ),
+      "bias": checkpoint.take(f"{names['patch']}.bias", d),
+    },
+    "cls_token": checkpoint.take(names["cls"], 1, 1, d)[0, 0],
+    "position_embedding": checkpoint.positions(
+      names["positions"], spec.grid, 1, None, d
+    ),
+    "encoder": layouts.encoder(
+      checkpoint, names["layers"], names["layer"], spec.encoder
+    ),
+    "norm": checkpoint.norm(names["norm"], d),
+  }
+
+
+def _text_params(
+  checkpoint: layouts.Checkpoint,
+  spec: specs.BertSpec,
+  crosses: Mapping[str, str],
+) -> dict:
   """The parameters of BLIP's text encoder with cross-attention."""
   d, encoder = spec.encoder.width, spec.encoder
   embeddings = f"{_TEXT}embeddings"
@@ -138,22 +231,27 @@ def text_params(checkpoint: layouts.Checkpoint, spec: specs.BertSpec) -> dict:
   def layer(index, widths):
     prefix = _TEXT_LAYER.format(index)
 
-    def attention(block, layer, source_width):
+    def attention(block, layer, source_width, suffix=""):
+      qkv = ("query", "key", "value")
       return layouts.attention(
         checkpoint,
-        [f"{prefix}{block}.self.{x}" for x in ("query", "key", "value")],
-        f"{prefix}{block}.output.dense",
+        [f"{prefix}{block}.self{suffix}.{x}" for x in qkv],
+        f"{prefix}{block}.output.dense{suffix}",
         width=d,
         source_width=source_width,
         layer=layer,
       )
 
+    looks = {
+      name: attention("crossattention", block, encoder.source_width, suffix)
+      for (name, suffix), block in zip(
+        crosses.items(), widths.cross, strict=True
+      )
+    }
     return {
       "attention": attention("attention", widths, d),
       "norm1": checkpoint.norm(f"{prefix}attention.output.LayerNorm", d),
-      "cross": attention(
-        "crossattention", widths.cross, encoder.source_width
-      ),
+      **looks,
       "norm_cross": checkpoint.norm(
         f"{prefix}crossattention.output.LayerNorm", d
       ),
@@ -168,6 +266,18 @@ def text_params(checkpoint: layouts.Checkpoint, spec: specs.BertSpec) -> dict:
     }
 
   layers = [layer(i, widths) for i, widths in enumerate(encoder.layers)]
+  layers = layouts.stacked(layers, encoder.scan)
+  # The original BERT divides by what compression left; its ViT does not.
+  for block in ("attention", *crosses):
+    layers = layouts.at_full_scale(layers, encoder.scale_width, block)
+  if encoder.merge_from is not None:
+    prefixes = [
+      f"{_TEXT_LAYER.format(index)}crossattention.output.merge_layer"
+      for index in range(encoder.merge_from, encoder.depth)
+    ]
+    maps = [_linear(checkpoint, prefix, 2 * d, d) for prefix in prefixes]
+    layers["merge_kernel"] = np.stack([each["kernel"] for each in maps])
+    layers["merge_bias"] = np.stack([each["bias"] for each in maps])
   return {
     "word_embedding": checkpoint.take(
       f"{embeddings}.word_embeddings.weight", spec.vocab_size, d
@@ -176,12 +286,12 @@ def text_params(checkpoint: layouts.Checkpoint, spec: specs.BertSpec) -> dict:
       f"{embeddings}.position_embeddings.weight", spec.max_length, d
     ),
     "embedding_norm": checkpoint.norm(f"{embeddings}.LayerNorm", d),
-    "encoder": layouts.stacked(layers, encoder.scan),
+    "encoder": layers,
   }
 
 
-def _spec(arrays, names, where, heads, norm_eps, image_size):
-  """The spec that the shapes tell."""
+def _towers(arrays, names, where, heads, norm_eps, image_size, crosses):
+  """The specs of both towers, as the shapes tell them."""
   needed = {
     "patch": f"{names['patch']}.weight",
     "positions": names["positions"],
@@ -212,8 +322,17 @@ def _spec(arrays, names, where, heads, norm_eps, image_size):
     text_heads,
     out="attention.output.dense.weight",
     up="intermediate.dense.weight",
-    cross="crossattention.output.dense.weight",
+    cross=[
+      f"crossattention.output.dense{suffix}.weight"
+      for suffix in crosses.values()
+    ],
   )
+  merging = [
+    index
+    for index in range(len(text))
+    if f"{_TEXT_LAYER.format(index)}crossattention.output.merge_layer.weight"
+    in arrays
+  ]
 
   def encoder(layers, width, heads, eps, **more):
     return specs.EncoderSpec(
@@ -225,28 +344,26 @@ def _spec(arrays, names, where, heads, norm_eps, image_size):
       **more,
     )
 
-  return specs.MatchingSpec(
-    vision=specs.VitSpec(
-      image_size=image_size or grid * patch,
-      patch_size=patch,
-      encoder=encoder(
-        vision, width, vision_heads, norm_eps[0], norm_first=True
-      ),
-      mean=presets.CLIP_MEAN,
-      std=presets.CLIP_STD,
-      readout="tokens",
-    ),
-    text=specs.BertSpec(
-      vocab_size=vocab,
-      max_length=shapes["text_positions"][0],
-      readout="cls",
-      encoder=encoder(
-        text,
-        text_width,
-        text_heads,
-        norm_eps[1],
-        norm_first=False,
-        source_width=width,
-      ),
+  vision_spec = specs.VitSpec(
+    image_size=image_size or grid * patch,
+    patch_size=patch,
+    encoder=encoder(vision, width, vision_heads, norm_eps[0], norm_first=True),
+    mean=presets.CLIP_MEAN,
+    std=presets.CLIP_STD,
+    readout="tokens",
+  )
+  text_spec = specs.BertSpec(
+    vocab_size=vocab,
+    max_length=shapes["text_positions"][0],
+    readout="cls",
+    encoder=encoder(
+      text,
+      text_width,
+      text_heads,
+      norm_eps[1],
+      norm_first=False,
+      source_width=width,
+      merge_from=merging[0] if merging else None,
     ),
   )
+  return vision_spec, text_spec

@@ -249,7 +249,7 @@ def layer_widths(
   *,
   out: str,
   up: str,
-  cross: str | None = None,
+  cross: Sequence[str] = (),
 ) -> tuple[specs.LayerSpec, ...]:
   """The widths of each layer: rows of the output matrices, of the MLP.
 
@@ -259,12 +259,15 @@ def layer_widths(
     heads: of every attention block.
     out: output matrix of the attention, below the prefix.
     up: first matrix of the MLP.
-    cross: output matrix of the cross-attention, if there is one.
+    cross: output matrix of each cross-attention.
   """
 
   def attention(prefix, name):
-    shape = np.shape(arrays.get(prefix + name, np.zeros((0, 0))))
-    return {"heads": heads, "head_width": shape[1] // heads}
+    if prefix + name not in arrays:
+      # Some width: the missing array is named when it is taken.
+      return {"heads": heads, "head_width": 64}
+    rows = np.shape(arrays[prefix + name])[1]
+    return {"heads": heads, "head_width": rows // heads}
 
   layers = []
   while f"{(prefix := pattern.format(len(layers)))}{up}" in arrays:
@@ -272,7 +275,9 @@ def layer_widths(
       specs.LayerSpec(
         **attention(prefix, out),
         mlp=np.shape(arrays[prefix + up])[0],
-        cross=cross and specs.AttentionSpec(**attention(prefix, cross)),
+        cross=tuple(
+          specs.AttentionSpec(**attention(prefix, name)) for name in cross
+        ),
       )
     )
   return tuple(layers)

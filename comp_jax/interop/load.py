@@ -18,7 +18,7 @@ import safetensors
 from comp_jax import errors
 from comp_jax.interop import blip, clip, store, torch_file
 
-TASKS = ("retrieval", "matching")
+TASKS = ("retrieval", "matching", "nlvr")
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -35,8 +35,8 @@ def load(
     path: a folder that prune.py or train.py wrote; a Hugging Face folder of a
       CLIPModel or a BlipForImageTextRetrieval; or a file of tensors in the
       layout of Hugging Face or the authors, dense or compressed by UPop.
-    task: `retrieval` (CLIP) or `matching` (BLIP); None for what the checkpoint
-      is.
+    task: `retrieval` (CLIP), `matching` or `nlvr` (BLIP); None for what the
+      checkpoint is. A generic BLIP can be a start for `nlvr`.
     heads: of the vision and the text tower; None for the config's, else
       width / 64.
     image_size: side of the images in pixels; None for the checkpoint's. The
@@ -66,8 +66,10 @@ def load(
     arrays = _file_arrays(path)
   if clip.is_layout(arrays) and task in (None, "retrieval"):
     read, options = clip.two_tower, _clip_options(config)
-  elif blip.is_layout(arrays) and task in (None, "matching"):
-    read, options = blip.matching, _blip_options(config)
+  elif blip.is_layout(arrays) and task in (None, "matching", "nlvr"):
+    pair = task == "nlvr" or (task is None and blip.is_nlvr(arrays))
+    read = blip.nlvr if pair else blip.matching
+    options = _blip_options(config)
   else:
     what = "tensors of an unknown layout"
     if config:
@@ -75,7 +77,8 @@ def load(
     wanted = f" that does {task}" if task else ""
     raise errors.UserError(
       f"{path}: {what}, not one{wanted} that is read here: CLIP (retrieval) of"
-      " Hugging Face or OpenAI, BLIP (matching) of Hugging Face or its authors"
+      " Hugging Face or OpenAI, BLIP (matching, nlvr) of Hugging Face or its"
+      " authors"
     )
   options["heads"] = heads or options.get("heads")
   spec, params = read(arrays, str(path), image_size=image_size, **options)

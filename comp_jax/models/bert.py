@@ -30,7 +30,7 @@ class Bert(nn.Module):
     probes: Mapping | None = None,
     policy: tokens_lib.TokenPolicy | None = None,
     estimator: importance.Estimator | None = None,
-    source: blocks.Source | None = None,
+    sources: tuple[blocks.Source, ...] = (),
   ) -> tuple[Float[Array, "b d"], dict]:
     """The readout, and the encoder's aux.
 
@@ -38,7 +38,7 @@ class Bert(nn.Module):
       text_ids: [CLS] ... [SEP] and padding.
       text_mask: False on padding.
       masks: see `encoder.Encoder`, as are the others.
-      source: image tokens for cross-attention; None skips it.
+      sources: image tokens for each cross-attention; none skips them.
 
     Raises:
       ValueError: more tokens than positions.
@@ -71,7 +71,7 @@ class Bert(nn.Module):
       readout=is_cls if by_cls else jnp.zeros_like(is_cls),
     )
     state, aux = encoder_lib.Encoder(encoder, name="encoder")(
-      state, masks, probes, policy, estimator, source
+      state, masks, probes, policy, estimator, sources
     )
     x = state.x.astype(jnp.float32)
     if by_cls:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Num
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import importance
 from comp_jax.core import prunable as prunable_lib
+from comp_jax.core import tokens as tokens_lib
 from comp_jax.models import bert, blocks, specs, towers, vit
 from comp_jax.models import macs as macs_lib
 
@@ -35,12 +36,7 @@ class Matching(nn.Module):
   ) -> tuple[blocks.Source, dict]:
     """The image tokens that the text reads, and the vision tower's aux."""
     state, aux = self.vision(image, masks, probes, policy, estimator)
-    if probes is None:
-      weights = jnp.zeros(state.valid.shape, jnp.float32)
-    else:
-      # Keys and values are weighed by the last vision layer's scores.
-      weights = blocks.cip_weights(aux["scores"][-1], state, estimator)
-    return blocks.Source(x=state.x, valid=state.valid, weights=weights), aux
+    return source_of(state, aux, probes, estimator), aux
 
   def read(
     self,
@@ -54,7 +50,7 @@ class Matching(nn.Module):
   ) -> tuple[Float[Array, "b 2"], dict]:
     """The logits (no match, match), and the text tower's aux."""
     pooled, aux = self.text(
-      text_ids, text_mask, masks, probes, policy, estimator, source
+      text_ids, text_mask, masks, probes, policy, estimator, (source,)
     )
     return self.head(pooled), aux
 
@@ -95,6 +91,28 @@ class Matching(nn.Module):
     return output, {"vision": vision_aux, "text": text_aux}
 
 
+def source_of(
+  state: tokens_lib.TokenState,
+  aux: Mapping,
+  probes: Mapping | None,
+  estimator: importance.Estimator | None,
+) -> blocks.Source:
+  """What a text tower reads of a vision tower's tokens.
+
+  Args:
+    state: the tokens after the last layer.
+    aux: of the vision tower.
+    probes: of the vision tower; without them nobody asks for the weights.
+    estimator: what is gathered.
+  """
+  if probes is None:
+    weights = jnp.zeros(state.valid.shape, jnp.float32)
+  else:
+    # Keys and values are weighed by the last vision layer's scores.
+    weights = blocks.cip_weights(aux["scores"][-1], state, estimator)
+  return blocks.Source(x=state.x, valid=state.valid, weights=weights)
+
+
 def groups(
   spec: specs.MatchingSpec, *, min_heads: int = 1, min_neurons: int = 32
 ) -> tuple[groups_lib.Group, ...]:
@@ -122,7 +140,7 @@ def macs(
   vision = macs_lib.vision(spec.vision, seen, counts["vision"])
   text = macs_lib.text(spec.text, read, counts["text"])
   cross = macs_lib.cross(
-    spec.text.encoder, read, counts["text"], counts["vision"][:, -1]
+    spec.text.encoder, read, counts["text"], (counts["vision"][:, -1],)
   )
   head = 2 * spec.text.encoder.width
   return macs_lib.mean(vision + text + cross) + head

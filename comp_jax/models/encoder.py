@@ -5,7 +5,7 @@ differ in where the LayerNorms stand.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -44,7 +44,7 @@ class EncoderLayer(nn.Module):
     return x + update
 
   @nn.compact
-  def __call__(self, carry, masks, probes, policy, source):
+  def __call__(self, carry, masks, probes, policy, sources, merge):
     """The carry of the next layer and this layer's statistics.
 
     Args:
@@ -52,7 +52,8 @@ class EncoderLayer(nn.Module):
       masks: {"attn": [u], "mlp": [m]} or None.
       probes: zeros like the masks whose cotangents become scores, or None.
       policy: the token policy.
-      source: tokens for cross-attention; None skips it.
+      sources: tokens for each cross-attention; none skips them.
+      merge: kernel [2 d, d] and bias [d] that join two of them, or None.
     """
     state, pending = carry
     masks, probes = masks or {}, probes or {}
@@ -78,20 +79,26 @@ class EncoderLayer(nn.Module):
       weights = blocks.cip_weights(
         _survivors(scores, state), state, self.estimator
       )
-    cross = None
-    if source is not None:
-      update, _, cross = blocks.Attention(
-        spec, self.layer.cross, self.estimator, name="cross"
-      )(
-        state.x,
-        state,
-        masks.get("cross"),
-        probes.get("cross"),
-        policy,
-        source,
-        weights,
-      )
-      state = _replace_x(state, self._norm("norm_cross", state.x + update))
+    crossed = {}
+    if sources:
+      updates = []
+      for name, widths, source in zip(
+        self.layer.cross_names, self.layer.cross, sources, strict=True
+      ):
+        update, _, crossed[name] = blocks.Attention(
+          spec, widths, self.estimator, name=name
+        )(
+          state.x,
+          state,
+          masks.get(name),
+          probes.get(name),
+          policy,
+          source,
+          weights,
+        )
+        updates.append(update)
+      x = state.x + _joined(updates, merge)
+      state = _replace_x(state, self._norm("norm_cross", x))
     y = self._norm("norm2", state.x) if first else state.x
     update, hidden = blocks.Mlp(spec, self.layer, self.estimator, name="mlp")(
       y, masks.get("mlp"), probes.get("mlp"), weights
@@ -119,10 +126,21 @@ class EncoderLayer(nn.Module):
       statistics["mlp_moment_own"] = (
         jnp.einsum("bnm,bn->m", pending, own) / pending.shape[0]
       )
-      if cross is not None:
-        # Eq. 3's X are the rows of the output matrix, one per text token.
-        statistics["cross_moment"] = importance.weighted_moment(cross, own)
+      # Eq. 3's X are the rows of the output matrix, one per text token.
+      statistics["cross_moments"] = {
+        name: importance.weighted_moment(hidden, own)
+        for name, hidden in crossed.items()
+      }
     return (state, pending), statistics
+
+
+def _joined(updates, merge):
+  """One update of the residual from those of the cross-attentions."""
+  if merge is None:
+    return sum(updates) / len(updates)
+  x = jnp.concatenate(updates, axis=-1)
+  kernel, bias = (leaf.astype(x.dtype) for leaf in merge)
+  return jnp.einsum("bnd,dc->bnc", x, kernel) + bias[None, None]
 
 
 def _replace_x(state, x):
@@ -155,29 +173,30 @@ class Encoder(nn.Module):
     probes: Mapping | None = None,
     policy: tokens_lib.TokenPolicy | None = None,
     estimator: importance.Estimator | None = None,
-    source: blocks.Source | None = None,
+    sources: tuple[blocks.Source, ...] = (),
   ) -> tuple[tokens_lib.TokenState, dict[str, Any]]:
     """The tokens after the last layer, and per-layer statistics.
 
     Args:
       state: tokens at the input, position embeddings included.
-      masks: {"attn": [l, u], "mlp": [l, m]}, with cross-attention "cross".
+      masks: {"attn": [l, u], "mlp": [l, m]}, and one for each of the layer's
+        `cross_names`.
       probes: zeros like `masks`; with them the pass is tapped (taylor).
       policy: token policy; None drops nothing.
       estimator: what to gather.
-      source: tokens for cross-attention; None skips it.
+      sources: tokens for each cross-attention; none skips them.
 
     Returns:
       The state, and aux: `scores` [l, b, n], `valid` [l+1, b, n] and `counts`
       [b, l+1]; with the wanda estimator `moments` {attn [l, h, e], mlp
-      [l, m], cross [l, h, e]}. Under static counts, whose widths differ,
-      `scores` and `valid` are tuples.
+      [l, m], and cross_names [l, h, e]}. Under static counts, whose widths
+      differ, `scores` and `valid` are tuples.
 
     Raises:
       ValueError: static counts under scan, or counts of another depth.
     """
     spec = self.spec
-    if source is not None and (spec.norm_first or not spec.source_width):
+    if sources and (spec.norm_first or not spec.source_width):
       raise ValueError("cross-attention needs a post-norm encoder made for it")
     policy = tokens_lib.TokenPolicy() if policy is None else policy
     if policy.keep is not None and len(policy.keep) != spec.depth:
@@ -189,6 +208,7 @@ class Encoder(nn.Module):
     if estimator is not None and estimator.kind == "wanda":
       neurons = spec.layers[0].mlp
       pending = jnp.zeros((*valid.shape, neurons), jnp.float32)
+    merges = self._merges() if sources else [None] * spec.depth
     make = EncoderLayer
     if spec.remat:
       make = nn.remat(EncoderLayer, prevent_cse=not spec.scan)
@@ -200,11 +220,13 @@ class Encoder(nn.Module):
         make,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, 0, nn.broadcast, nn.broadcast),
+        in_axes=(0, 0, nn.broadcast, nn.broadcast, 0),
         length=spec.depth,
         unroll=spec.unroll,
       )(spec, spec.uniform, estimator, name="layers")
-      (state, _), statistics = stack(carry, masks, probes, policy, source)
+      (state, _), statistics = stack(
+        carry, masks, probes, policy, sources, _under_scan(merges)
+      )
     else:
       rows = []
       for index, layer in enumerate(spec.layers):
@@ -216,7 +238,8 @@ class Encoder(nn.Module):
           None if masks is None else pick(masks),
           None if probes is None else pick(probes),
           policy,
-          source,
+          sources,
+          merges[index],
         )
         rows.append(row)
       state, _ = carry
@@ -224,11 +247,43 @@ class Encoder(nn.Module):
     return state, _aux(valid, statistics)
 
 
-def _stack(rows: list[dict[str, Array]]) -> dict[str, Any]:
+  def _merges(self) -> list:
+    """Kernel and bias of every layer that has a merging map, else None."""
+    spec, d = self.spec, self.spec.width
+    if spec.merge_from is None:
+      return [None] * spec.depth
+    count = spec.depth - spec.merge_from
+    # Outside the stacked layers: the lower ones have none.
+    kernel = self.param(
+      "merge_kernel",
+      nn.initializers.normal((2 * d) ** -0.5),
+      (count, 2 * d, d),
+    )
+    bias = self.param("merge_bias", nn.initializers.zeros, (count, d))
+    upper = list(zip(kernel, bias, strict=True))
+    return [None] * spec.merge_from + upper
+
+
+def _under_scan(merges: list):
+  """The merging maps stacked; a layer without one takes the mean by a map."""
+  some = next((merge for merge in merges if merge is not None), None)
+  if some is None:
+    return None
+  d = some[1].shape[0]
+  half = 0.5 * jnp.eye(d, dtype=some[0].dtype)
+  mean = jnp.concatenate([half, half]), jnp.zeros_like(some[1])
+  filled = [mean if merge is None else merge for merge in merges]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
+
+
+def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Statistics of unrolled layers, stacked where their shapes agree."""
   stacked = {}
   for key in rows[0]:
     values = tuple(row[key] for row in rows)
+    if isinstance(values[0], dict):
+      stacked[key] = _stack(values)
+      continue
     equal = len({value.shape for value in values}) == 1
     stacked[key] = jnp.stack(values) if equal else values
   return stacked
@@ -252,6 +307,5 @@ def _aux(
       "attn": statistics["attn_moment"],
       "mlp": jnp.concatenate([shifted, statistics["mlp_moment_own"][-1:]]),
     }
-    if "cross_moment" in statistics:
-      aux["moments"]["cross"] = statistics["cross_moment"]
+    aux["moments"] |= statistics["cross_moments"]
   return aux

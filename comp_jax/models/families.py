@@ -10,12 +10,24 @@ from collections.abc import Mapping
 from jaxtyping import Array
 
 from comp_jax.core import cost
-from comp_jax.models import blip, encoder, specs, towers, two_tower
+from comp_jax.models import (
+  blip,
+  blip_nlvr,
+  encoder,
+  specs,
+  towers,
+  two_tower,
+)
 
-_MODULES = {specs.TwoTowerSpec: two_tower, specs.MatchingSpec: blip}
+_MODULES = {
+  specs.TwoTowerSpec: two_tower,
+  specs.MatchingSpec: blip,
+  specs.NlvrSpec: blip_nlvr,
+}
 _MODELS = {
   specs.TwoTowerSpec: two_tower.TwoTower,
   specs.MatchingSpec: blip.Matching,
+  specs.NlvrSpec: blip_nlvr.Nlvr,
 }
 
 

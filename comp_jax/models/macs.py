@@ -4,7 +4,7 @@ Counts are valid tokens [b, l+1]: at the input and after each layer. With
 NumPy counts and no masks everything is exact integers; otherwise it is traced.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,27 +45,41 @@ def cross(
   encoder: specs.EncoderSpec,
   masks: Mapping | None,
   queries: Counts,
-  keys: PerSample,
+  keys: Sequence[PerSample],
 ) -> PerSample:
   """Cross-attention of an encoder; it runs after the layer's token rule.
 
   Args:
     encoder: the layers.
-    masks: {"cross": [l, u]}, or None for the spec's own widths.
+    masks: [l, u] by the layer's `cross_names`, or None for the spec's own
+      widths.
     queries: tokens of this encoder.
-    keys: tokens of the source.
+    keys: tokens of each source.
   """
-  if masks is None:
-    widths = [x.cross.heads * x.cross.head_width for x in encoder.layers]
-  else:
-    widths = _attention_widths(encoder, encoder.uniform.cross, masks["cross"])
-  return cost.cross_macs(
-    width=encoder.width,
-    source_width=encoder.source_width,
-    attention_widths=widths,
-    queries=queries[:, 1:],
-    keys=keys,
-  )
+  asking, total = queries[:, 1:], 0
+  for index, seen in enumerate(keys):
+    if masks is None:
+      blocks = [layer.cross[index] for layer in encoder.layers]
+      widths = [x.heads * x.head_width for x in blocks]
+    else:
+      block = encoder.uniform.cross[index]
+      name = encoder.uniform.cross_names[index]
+      widths = _attention_widths(encoder, block, masks[name])
+    total = total + cost.cross_macs(
+      width=encoder.width,
+      source_width=encoder.source_width,
+      attention_widths=widths,
+      queries=asking,
+      keys=seen,
+    )
+  # One norm per layer, however many blocks; and the maps that join two.
+  xp = np if isinstance(queries, np.ndarray) else jnp
+  d = encoder.width
+  total = total + cost.norm_macs(width=d, tokens=xp.sum(asking, axis=-1))
+  if encoder.merge_from is not None:
+    joined = xp.sum(asking[:, encoder.merge_from :], axis=-1)
+    total = total + 2 * d**2 * joined
+  return total
 
 
 def vision(

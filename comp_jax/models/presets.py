@@ -137,7 +137,7 @@ def dinov2_s14_minilm_itm(
   layer = text.encoder.uniform
   cross = specs.AttentionSpec(heads=layer.heads, head_width=layer.head_width)
   layers = tuple(
-    dataclasses.replace(layer, cross=cross) for _ in text.encoder.layers
+    dataclasses.replace(layer, cross=(cross,)) for _ in text.encoder.layers
   )
   return specs.MatchingSpec(
     vision=dataclasses.replace(vision, readout="tokens"),
@@ -149,6 +149,64 @@ def dinov2_s14_minilm_itm(
       ),
     ),
   )
+
+
+def blip_base(
+  *,
+  family: str,
+  image_size: int = 384,
+  max_length: int = 512,
+  vision_width: int = 768,
+  vision_depth: int = 12,
+  **options: Any,
+) -> specs.ModelSpec:
+  """A BLIP with ViT-B/16, or ViT-L/16 by its width and depth.
+
+  Args:
+    family: `matching` or `nlvr`.
+    image_size: side of the images, a multiple of 16.
+    max_length: rows of the text's position table.
+    vision_width: residual width of the vision tower.
+    vision_depth: its layers.
+    **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
+  """
+  pair = family == "nlvr"
+  vision = specs.VitSpec(
+    image_size=_multiple(image_size, 16),
+    patch_size=16,
+    encoder=specs.encoder(
+      width=vision_width,
+      depth=vision_depth,
+      heads=vision_width // 64,
+      mlp=4 * vision_width,
+      norm_first=True,
+      norm_eps=1e-6,
+      **options,
+    ),
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    readout="tokens",
+  )
+  text = specs.BertSpec(
+    # bert-base-uncased's, and [DEC] and [ENC].
+    vocab_size=30524,
+    max_length=max_length,
+    readout="cls",
+    encoder=specs.encoder(
+      width=768,
+      depth=12,
+      heads=12,
+      mlp=3072,
+      norm_first=False,
+      norm_eps=1e-12,
+      source_width=vision_width,
+      crosses=2 if pair else 1,
+      merge_from=6 if pair else None,
+      **options,
+    ),
+  )
+  model = specs.NlvrSpec if pair else specs.MatchingSpec
+  return model(vision=vision, text=text)
 
 
 def clip(
@@ -218,6 +276,8 @@ NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "tiny": tiny,
   "dinov2_s14_minilm": dinov2_s14_minilm,
   "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,
+  "blip_matching": functools.partial(blip_base, family="matching"),
+  "blip_nlvr": functools.partial(blip_base, family="nlvr"),
   "clip_b32": functools.partial(clip, patch_size=32, **_CLIP_B),
   "clip_b16": functools.partial(clip, patch_size=16, **_CLIP_B),
   "clip_l14": functools.partial(clip, patch_size=14, **_CLIP_L),

@@ -26,13 +26,21 @@ class LayerSpec:
     heads: heads that are left.
     head_width: channels left in each head.
     mlp: hidden neurons that are left.
-    cross: cross-attention to the tokens of another tower, where there is one.
+    cross: cross-attention to the tokens of another tower: none, one, or one
+      for each of two images (NLVR2).
   """
 
   heads: int
   head_width: int
   mlp: int
-  cross: AttentionSpec | None = None
+  cross: tuple[AttentionSpec, ...] = ()
+
+  @property
+  def cross_names(self) -> tuple[str, ...]:
+    """What masks and parameters call the cross-attention blocks."""
+    if len(self.cross) == 1:
+      return ("cross",)
+    return tuple(f"cross{index}" for index in range(len(self.cross)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +63,8 @@ class EncoderSpec:
     causal: tokens see themselves and what stands before them.
     activation: of the MLP: `gelu` (exact) or `quick_gelu` (CLIP's).
     source_width: width of the tokens that cross-attention reads; 0 without.
+    merge_from: first layer that joins two cross-attentions by a linear map;
+      the layers below, or all without it, take their mean.
   """
 
   width: int
@@ -71,6 +81,7 @@ class EncoderSpec:
   causal: bool = False
   activation: str = "gelu"
   source_width: int = 0
+  merge_from: int | None = None
 
   def __post_init__(self):
     if self.activation not in ("gelu", "quick_gelu"):
@@ -208,8 +219,32 @@ class MatchingSpec:
   family: Literal["matching"] = "matching"
 
 
-ModelSpec = TwoTowerSpec | MatchingSpec
-_FAMILIES = {"two_tower": TwoTowerSpec, "matching": MatchingSpec}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NlvrSpec:
+  """BLIP for NLVR2: the text looks at two images.
+
+  Attributes:
+    vision: the image tower; reads out its tokens.
+    text: the text tower, with two cross-attentions in every layer.
+    family: tells models apart on disk.
+  """
+
+  vision: VitSpec
+  text: BertSpec
+  family: Literal["nlvr"] = "nlvr"
+
+
+ModelSpec = TwoTowerSpec | MatchingSpec | NlvrSpec
+_FAMILIES = {
+  "two_tower": TwoTowerSpec,
+  "matching": MatchingSpec,
+  "nlvr": NlvrSpec,
+}
+
+
+def images_per_example(spec: ModelSpec) -> int:
+  """Images that one example shows to the vision tower."""
+  return 2 if isinstance(spec, NlvrSpec) else 1
 
 
 def encoder(
@@ -221,14 +256,16 @@ def encoder(
   norm_first: bool,
   norm_eps: float,
   source_width: int = 0,
+  crosses: int = 1,
   **options: Any,
 ) -> EncoderSpec:
   """The spec of a dense encoder with equal layers.
 
-  With a `source_width` each layer has cross-attention of as many heads.
+  With a `source_width` each layer has `crosses` cross-attentions of as many
+  heads.
   """
   each = {"heads": heads, "head_width": width // heads}
-  cross = AttentionSpec(**each) if source_width else None
+  cross = (AttentionSpec(**each),) * crosses if source_width else ()
   layer = LayerSpec(mlp=mlp, cross=cross, **each)
   return EncoderSpec(
     width=width,
@@ -260,7 +297,7 @@ def compacted(
     encoder = side.encoder
     dense = encoder.uniform
     by_head = encoder.granularity == "head"
-    names = ["attn", "mlp", *(["cross"] if dense.cross else [])]
+    names = ["attn", "mlp", *dense.cross_names]
     left = {part: units_left[f"{name}/{part}"] for part in names}
     if any(len(units) != encoder.depth for units in left.values()):
       found = " and ".join(str(len(units)) for units in left.values())
@@ -275,8 +312,9 @@ def compacted(
       }
 
     def layer(index):
-      cross = dense.cross and AttentionSpec(
-        **attention(dense.cross, left["cross"][index])
+      cross = tuple(
+        AttentionSpec(**attention(block, left[part][index]))
+        for part, block in zip(dense.cross_names, dense.cross, strict=True)
       )
       return LayerSpec(
         **attention(dense, left["attn"][index]),
@@ -310,8 +348,8 @@ def from_dict(values: Mapping) -> ModelSpec:
 
   def layer(fields):
     fields = dict(fields)
-    cross = fields.pop("cross", None)
-    return LayerSpec(cross=cross and AttentionSpec(**cross), **fields)
+    cross = tuple(AttentionSpec(**x) for x in fields.pop("cross", ()))
+    return LayerSpec(cross=cross, **fields)
 
   def tower(cls, fields):
     fields = dict(fields)

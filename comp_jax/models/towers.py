@@ -42,7 +42,10 @@ def groups(
       layer_scale=encoder.layer_scale,
       min_heads=min_heads,
       min_neurons=min_neurons,
-      cross_heads=layer.cross.heads if layer.cross else 0,
+      cross={
+        name: block.heads
+        for name, block in zip(layer.cross_names, layer.cross, strict=True)
+      },
     )
   return tuple(tables)
 
@@ -82,11 +85,10 @@ def unrolled(
     encoder = dataclasses.replace(model.encoder, scan=False)
     sides[tower] = dataclasses.replace(model, encoder=encoder)
     if model.encoder.scan:
-      layers = params[tower]["encoder"]["layers"]
-      apart = {
-        f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], layers)
-        for i in range(encoder.depth)
-      }
+      apart = dict(params[tower]["encoder"])
+      layers = apart.pop("layers")
+      for i in range(encoder.depth):
+        apart[f"layers_{i}"] = jax.tree.map(lambda x, i=i: x[i], layers)
       params[tower] = {**params[tower], "encoder": apart}
   return dataclasses.replace(spec, **sides), params
 

@@ -115,9 +115,10 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
 
 def _cross_heads(layers, dense) -> dict[str, Any]:
   """Heads of cross-attention, where the tower has it."""
-  if dense.cross is None:
+  if not dense.cross:
     return {}
+  heads = lambda layer: sum(block.heads for block in layer.cross)  # noqa: E731
   return {
-    "cross_heads": [layer.cross.heads for layer in layers],
-    "dense_cross_heads": dense.cross.heads,
+    "cross_heads": [heads(layer) for layer in layers],
+    "dense_cross_heads": heads(dense),
   }

@@ -19,12 +19,16 @@ from comp_jax.train import state as state_lib
 def valid_tokens(
   spec: specs.ModelSpec, select: Mapping
 ) -> dict[str, np.ndarray]:
-  """Tokens of every validation example at the input of each tower."""
+  """Tokens at the input of each tower: of every example, of every image."""
   lengths = (
     np.asarray(select["text_mask"]).sum(axis=-1).reshape(-1).astype(np.int64)
   )
   return {
-    "vision": np.full_like(lengths, spec.vision.tokens),
+    "vision": np.full(
+      len(lengths) * specs.images_per_example(spec),
+      spec.vision.tokens,
+      np.int64,
+    ),
     "text": lengths,
   }
 

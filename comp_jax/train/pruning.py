@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from comp_jax.interop import atomic, store
-from comp_jax.models import families, towers
+from comp_jax.models import families, specs, towers
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
   compaction,
@@ -263,10 +263,11 @@ def _samples(job, state) -> dict[str, np.ndarray]:
   _, aux = jax.jit(job.stage.prunable.forward, static_argnums=5)(
     state.params, batch, state.masks, None, policies, None
   )
+  images = batch["image"]
+  texts = [source[i]["captions"][0] for i in range(len(images))]
+  images = images.reshape(-1, *images.shape[-3:])
   return {
-    "image": batch["image"],
+    "image": images,
     "valid": np.asarray(aux["vision"]["valid"]).transpose(1, 0, 2),
-    "text": np.array(
-      [source[i]["captions"][0] for i in range(len(batch["image"]))]
-    ),
+    "text": np.repeat(texts, specs.images_per_example(job.spec)),
   }

@@ -170,7 +170,7 @@ class Thresholds:
       lambda x: x.reshape(-1, *x.shape[2:])[: settings.calibration], select
     )
     known = {
-      tower: counts[: settings.calibration]
+      tower: counts[: settings.calibration * prunable.rows.get(tower, 1)]
       for tower, counts in state.counts.items()
     }
     # The goal as it reads on the calibration examples.

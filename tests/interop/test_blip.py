@@ -138,7 +138,7 @@ def test_a_compressed_text_encoder_keeps_its_own_scale(model):
     f"{layer}.output.dense.weight"
   ][:, live]
   spec, params = blip.matching(arrays, "small", heads=(3, 4))
-  assert spec.text.encoder.layers[1].cross.head_width == 2
+  assert spec.text.encoder.layers[1].cross[0].head_width == 2
   assert spec.text.encoder.scale_width == 4
   query = params["text"]["encoder"]["layers_1"]["cross"]["query"]["kernel"]
   stored = arrays[f"{layer}.self.query.weight"].T.reshape(16, 4, 2)

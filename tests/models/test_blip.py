@@ -227,7 +227,7 @@ def test_macs_of_cross_attention_follow_the_closed_form():
   """Spec `upop.md` part 4, one cross-attention per layer."""
   queries, keys, d, e = 5, 17, 16, 24
   per_layer = queries * d * d + 2 * keys * e * d + 2 * queries * keys * d
-  per_layer += queries * d * d + 5 * queries * d
+  per_layer += queries * d * d
   macs = cost.cross_macs(
     width=d,
     source_width=e,

@@ -146,7 +146,7 @@ def test_all_five_modes_prune(run):
 def test_the_compact_model_reloads_and_judges_pairs(run, data_dir):
   report, _, workdir = run
   loaded = comp_jax.load(workdir / "model", task="matching")
-  assert loaded.spec.text.encoder.layers[0].cross is not None
+  assert loaded.spec.text.encoder.layers[0].cross
   source = sources.open_source("flickr8k_itm", dir=str(data_dir))["val"]
   tokenizer = tokenizers.load(loaded.tokenizer_json)
   ids, mask = tokenizer.encode([source[0]["captions"][0]], 12)

@@ -1,0 +1,191 @@
+"""BLIP for NLVR2: is a sentence true of a pair of images?
+
+Every layer of the text tower looks at each image with a cross-attention of
+its own; the lower layers take the mean of the two, the upper ones join them
+by a linear map (spec `upop.md` 3.4).
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from comp_jax.core import groups as groups_lib
+from comp_jax.core import importance
+from comp_jax.core import prunable as prunable_lib
+from comp_jax.models import bert, blip, specs, towers, vit
+from comp_jax.models import macs as macs_lib
+
+IMAGES = 2
+
+
+class Nlvr(nn.Module):
+  """Two images and a sentence to the logits of false and true."""
+
+  spec: specs.NlvrSpec
+
+  def setup(self):
+    self.vision = vit.Vit(self.spec.vision)
+    self.text = bert.Bert(self.spec.text)
+    self.head_hidden = nn.Dense(self.spec.text.encoder.width)
+    self.head = nn.Dense(2)
+
+  def look(
+    self,
+    image: Num[Array, "b 2 s s 3"],
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policy=None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[tuple, dict]:
+    """The tokens of the first and the second images, and the tower's aux.
+
+    The aux has one row per image: those of a pair follow each other.
+    """
+    rows = image.reshape(-1, *image.shape[2:])
+    state, aux = self.vision(rows, masks, probes, policy, estimator)
+    source = blip.source_of(state, aux, probes, estimator)
+    pick = lambda i: jax.tree.map(lambda x: x[i::IMAGES], source)  # noqa: E731
+    return tuple(pick(index) for index in range(IMAGES)), aux
+
+  def __call__(
+    self,
+    batch: Mapping,
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policies: Mapping | None = None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[dict[str, Array], dict[str, dict]]:
+    """Logits of the statements of a batch.
+
+    Args:
+      batch: `image` [b, 2, s, s, 3], `text_ids` and `text_mask` [b, n].
+      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
+      probes: zeros like `masks` (taylor), or None.
+      policies: token policy of each tower.
+      estimator: what to gather for the parameter scores.
+
+    Returns:
+      `logits` [b, 2] of false and true, and {"vision": aux, "text": aux}.
+    """
+    sources, vision_aux = self.look(
+      batch["image"],
+      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
+      estimator,
+    )
+    pooled, text_aux = self.text(
+      batch["text_ids"],
+      batch["text_mask"],
+      *(towers.side(tree, "text") for tree in (masks, probes, policies)),
+      estimator,
+      sources,
+    )
+    logits = self.head(nn.relu(self.head_hidden(pooled)))
+    output = {"logits": logits.astype(jnp.float32)}
+    return output, {"vision": vision_aux, "text": text_aux}
+
+
+def groups(
+  spec: specs.NlvrSpec, *, min_heads: int = 1, min_neurons: int = 32
+) -> tuple[groups_lib.Group, ...]:
+  """The group table of a dense model."""
+  return towers.groups(spec, min_heads=min_heads, min_neurons=min_neurons)
+
+
+def macs(
+  spec: specs.NlvrSpec,
+  masks: Mapping | None,
+  counts: Mapping[str, Num[Array | np.ndarray, "r _"]],
+) -> Float[Array, ""] | float:
+  """Mean MACs of two images and one text, `inference` convention.
+
+  Args:
+    spec: the model; a compact one with `masks=None`.
+    masks: hard or soft masks, or None to cost the spec's own widths.
+    counts: valid tokens: of the vision tower one row per image.
+
+  Returns:
+    A traced scalar, or a float for NumPy counts without masks.
+  """
+  read, images = towers.side(masks, "text"), counts["vision"]
+  vision = macs_lib.vision(spec.vision, towers.side(masks, "vision"), images)
+  text = macs_lib.text(spec.text, read, counts["text"])
+  cross = macs_lib.cross(
+    spec.text.encoder,
+    read,
+    counts["text"],
+    tuple(images[index::IMAGES, -1] for index in range(IMAGES)),
+  )
+  d = spec.text.encoder.width
+  # The mean over images, of which an example has two.
+  return (
+    IMAGES * macs_lib.mean(vision)
+    + macs_lib.mean(text + cross)
+    + d * d
+    + 2 * d
+  )
+
+
+def prunable(
+  spec: specs.NlvrSpec, *, min_heads: int = 1, min_neurons: int = 32
+) -> prunable_lib.Prunable:
+  """The model as the loops see it; of a compact one nothing can be pruned."""
+  model = Nlvr(spec)
+
+  def forward(params, batch, masks, probes, policies, estimator):
+    return model.apply(
+      {"params": params}, batch, masks, probes, policies, estimator
+    )
+
+  def vision_counts(params, batch, masks, policies):
+    _, aux = model.apply(
+      {"params": params},
+      batch["image"],
+      masks["vision"],
+      None,
+      policies["vision"],
+      method="look",
+    )
+    return aux["counts"]
+
+  def text_counts(params, batch, masks, policies):
+    _, aux = forward(params, batch, masks, None, policies, None)
+    return aux["text"]["counts"]
+
+  costs = lambda masks, counts: macs(spec, masks, counts)  # noqa: E731
+  if not towers.is_dense(spec):
+    return towers.nothing_to_prune(forward, costs)
+  return prunable_lib.Prunable(
+    groups=groups(spec, min_heads=min_heads, min_neurons=min_neurons),
+    token_modes=towers.TOKEN_MODES,
+    protected=towers.protected(spec),
+    forward=forward,
+    tower_counts={"vision": vision_counts, "text": text_counts},
+    macs=costs,
+    rows={"vision": IMAGES},
+  )
+
+
+def param_shapes(spec: specs.NlvrSpec) -> dict:
+  """The parameter tree of a model as `jax.ShapeDtypeStruct`s; runs nothing."""
+  batch = jax.eval_shape(lambda: _example(spec))
+  return jax.eval_shape(Nlvr(spec).init, jax.random.key(0), batch)["params"]
+
+
+def initial_params(spec: specs.NlvrSpec, seed: int) -> dict:
+  """Random parameters."""
+  return jax.jit(Nlvr(spec).init)(jax.random.key(seed), _example(spec))[
+    "params"
+  ]
+
+
+def _example(spec):
+  size = spec.vision.image_size
+  return {
+    "image": jnp.zeros((1, IMAGES, size, size, 3), jnp.uint8),
+    "text_ids": jnp.zeros((1, 1), jnp.int32),
+    "text_mask": jnp.ones((1, 1), bool),
+  }

@@ -121,6 +121,15 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch_size = 128
+  # Rows of the main table that prune.py evaluates; each costs a pass over
+  # every reported split.
+  c.evaluate.rows = (
+    "dense",
+    "masked",
+    "compacted",
+    "finetuned",
+    "finetuned_threshold",
+  )
 
   # replicated, or fully_sharded (large arrays split over the devices).
   c.sharding = "replicated"

@@ -1,7 +1,9 @@
 """`convert`: a published checkpoint as a folder of ours."""
 
 import argparse
+import pathlib
 
+from comp_jax.data import tokenizers
 from comp_jax.interop import load as load_lib
 from comp_jax.interop import store
 
@@ -13,6 +15,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
   )
   parser.add_argument("--source", required=True, help="folder or file")
   parser.add_argument("--to", required=True, help="folder to write")
+  parser.add_argument(
+    "--tokenizer",
+    help="folder or tokenizer.json, for sources that bring none; BLIP's is "
+    "bert-base-uncased's",
+  )
   add_options(parser)
   parser.set_defaults(run=run)
 
@@ -47,12 +54,19 @@ def load(path: str, arguments: argparse.Namespace) -> store.Loaded:
 def run(arguments: argparse.Namespace) -> None:
   """Reads and writes."""
   loaded = load(arguments.source, arguments)
+  tokenizer = loaded.tokenizer_json
+  if arguments.tokenizer:
+    path = pathlib.Path(arguments.tokenizer)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    tokenizer = tokenizers.load(path).to_json()
   store.save(
     arguments.to,
     params=loaded.params,
     spec=loaded.spec,
     policies=loaded.policies,
-    tokenizer_json=loaded.tokenizer_json or "{}",
+    tokenizer_json=tokenizer or "{}",
     recipe=loaded.recipe,
   )
   print(f"{loaded.spec.family} model: {arguments.to}")
+  if not tokenizer:
+    print("it has no tokenizer: prune.py needs one, give --tokenizer")

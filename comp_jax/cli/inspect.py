@@ -15,7 +15,7 @@ from comp_jax.interop import load as load_lib
 from comp_jax.models import families, macs, presets, specs, towers
 
 # Words of the vocabulary that presets need and costs do not depend on.
-_VOCABULARY = {"tiny": {"vocab_size": 2048}}
+_VOCABULARY = dict.fromkeys(presets.FROM_SCRATCH, {"vocab_size": 2048})
 # Tokens of a text where nothing else is said: the published papers' inputs.
 _BERT_TOKENS = 36
 

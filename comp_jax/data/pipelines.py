@@ -9,7 +9,7 @@ number of reader threads. Nothing of an iterator needs saving.
 import functools
 import os
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -232,10 +232,12 @@ def _draw(
   """One training example with one of its captions."""
   caption = example["captions"][rng.integers(len(example["captions"]))]
   if augment is None:
-    image = images.resize(example["image"], image_size)
+    image = _pictures(example, lambda x: images.resize(x, image_size))
   else:
     caption = images.drop_words(caption, augment.word_dropout, rng)
-    image = images.augment(example["image"], image_size, augment, rng)
+    image = _pictures(
+      example, lambda x: images.augment(x, image_size, augment, rng)
+    )
   ids, mask = tokenizer.encode([caption], text_length)
   return {
     "image": image,
@@ -255,11 +257,20 @@ def _view(
   """One evaluation example with all of its captions."""
   ids, mask = tokenizer.encode(example["captions"], text_length)
   return {
-    "image": images.resize(example["image"], image_size),
+    "image": _pictures(example, lambda x: images.resize(x, image_size)),
     "text_ids": ids,
     "text_mask": mask,
     **_numbers(example),
   }
+
+
+def _pictures(
+  example: sources.Example, make: Callable[[bytes], np.ndarray]
+) -> np.ndarray:
+  """The picture [H,W,3], or a pair of them [2,H,W,3]."""
+  if "image2" not in example:
+    return make(example["image"])
+  return np.stack([make(example["image"]), make(example["image2"])])
 
 
 def _numbers(example: sources.Example) -> dict[str, np.int32]:

@@ -81,21 +81,26 @@ def _first_line(e: Exception) -> str:
 
 
 def features(
-  encoding: str | None, labelled: bool = False
+  encoding: str | None, labelled: bool = False, images: int = 1
 ) -> tfds.features.FeaturesDict:
-  """The features of every data set here: one picture and its captions.
+  """The features of every data set here: pictures and their captions.
 
   Args:
     encoding: `jpeg`, or None for a format TFDS has no name for (WebP). The
       encoded bytes are stored as they are either way.
     labelled: whether each example has a `label` to predict.
+    images: 1, or 2 for a pair.
   """
   label = {"label": tfds.features.Scalar(dtype=np.int32)} if labelled else {}
+  names = ("image", "image2")[:images]
   return tfds.features.FeaturesDict({
     **label,
-    "image": tfds.features.Image(
-      shape=(None, None, 3), encoding_format=encoding
-    ),
+    **{
+      name: tfds.features.Image(
+        shape=(None, None, 3), encoding_format=encoding
+      )
+      for name in names
+    },
     "captions": tfds.features.Sequence(tfds.features.Text()),
     # Equal numbers belong together: the positives of a contrastive loss.
     "concept": tfds.features.Scalar(dtype=np.int32),

@@ -17,24 +17,26 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from comp_jax import errors
-from comp_jax.data import emoji, flickr8k, flickr8k_itm, records
+from comp_jax.data import emoji, flickr8k, flickr8k_itm, nlvr2, records
 
 BUILDERS: dict[str, type[records.Builder]] = {
   "emoji": emoji.Emoji,
   "flickr8k": flickr8k.Flickr8k,
   "flickr8k_itm": flickr8k_itm.Flickr8kItm,
+  "nlvr2": nlvr2.Nlvr2,
 }
 _ASSETS = pathlib.Path(__file__).parents[2] / "assets"
 
 
 class Example(typing.TypedDict):
-  """One picture with its texts."""
+  """One picture, or a pair, with its texts."""
 
   image: bytes  # Encoded: JPEG, PNG or WebP.
   captions: list[str]
   concept: int  # Equal numbers belong together.
   id: str
-  label: typing.NotRequired[int]  # What is to be predicted of the pair.
+  label: typing.NotRequired[int]  # What is to be predicted.
+  image2: typing.NotRequired[bytes]  # The second picture of a pair.
 
 
 @typing.runtime_checkable
@@ -61,9 +63,11 @@ class PreparedSource:
     if not 0 <= index < len(self):
       raise IndexError(index)
     record = self._data_source[int(index)]
-    label = {"label": int(record["label"])} if "label" in record else {}
+    more = {"label": int(record["label"])} if "label" in record else {}
+    if "image2" in record:
+      more["image2"] = record["image2"]
     return {
-      **label,
+      **more,
       "image": record["image"],
       "captions": [text.decode() for text in record["captions"]],
       "concept": int(record["concept"]),
@@ -84,7 +88,8 @@ def open_source(
   Returns:
     Split name -> source. `emoji` has train, select, test; `flickr8k` has
     train, select, dev, and test if the official list of it is there;
-    `flickr8k_itm` has train, select, val.
+    `flickr8k_itm` has train, select, val; `nlvr2` has train, select, dev, and
+    test if its file is there.
   """
   if name not in BUILDERS:
     raise errors.UserError(
@@ -104,7 +109,12 @@ def open_source(
     splits = {
       split: PreparedSource(
         builder.as_data_source(
-          split=split, decoders={"image": tfds.decode.SkipDecoding()}
+          split=split,
+          decoders={
+            name: tfds.decode.SkipDecoding()
+            for name in builder.info.features
+            if name in ("image", "image2")
+          },
         )
       )
       for split in builder.info.splits

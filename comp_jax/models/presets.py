@@ -64,6 +64,48 @@ def tiny(
   )
 
 
+def tiny_nlvr(
+  *,
+  vocab_size: int,
+  image_size: int = 64,
+  max_length: int = 32,
+  sep_id: int = 3,
+  **options: Any,
+) -> specs.NlvrSpec:
+  """The tiny towers as a BLIP for pairs of 64-pixel images, from scratch.
+
+  Args:
+    vocab_size: rows of the word table.
+    image_size: side of the images, a multiple of 8.
+    max_length: rows of the text's position table.
+    sep_id: token id of [SEP]; 3 in a tokenizer that the project trained.
+    **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
+  """
+  pair = tiny(
+    vocab_size=vocab_size,
+    image_size=image_size,
+    max_length=max_length,
+    sep_id=sep_id,
+    **options,
+  )
+  encoder = specs.encoder(
+    width=96,
+    depth=4,
+    heads=6,
+    mlp=384,
+    norm_first=False,
+    norm_eps=1e-12,
+    source_width=96,
+    crosses=2,
+    merge_from=2,
+    **options,
+  )
+  return specs.NlvrSpec(
+    vision=dataclasses.replace(pair.vision, readout="tokens"),
+    text=dataclasses.replace(pair.text, readout="cls", encoder=encoder),
+  )
+
+
 def dinov2_s14_minilm(
   *,
   image_size: int = 112,
@@ -272,8 +314,11 @@ def clip(
 _CLIP_B = {"vision_width": 768, "vision_depth": 12, "text_width": 512}
 _CLIP_L = {"vision_width": 1024, "vision_depth": 24, "text_width": 768}
 
+# Trained from random weights, with a vocabulary of the data's own.
+FROM_SCRATCH = ("tiny", "tiny_nlvr")
 NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "tiny": tiny,
+  "tiny_nlvr": tiny_nlvr,
   "dinov2_s14_minilm": dinov2_s14_minilm,
   "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,
   "blip_matching": functools.partial(blip_base, family="matching"),

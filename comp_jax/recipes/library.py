@@ -16,7 +16,7 @@ RECIPES: Mapping[str, recipe_lib.Recipe] = {
   "comp_wanda": recipe_lib.Recipe(name="comp_wanda", score="wanda"),
   # The same fraction of units in every layer, one theta for all tokens.
   "uniform": recipe_lib.Recipe(
-    name="uniform", standardise="layer_rank", **_PLAIN
+    name="uniform", score="wanda", standardise="layer_rank", **_PLAIN
   ),
   "magnitude": recipe_lib.Recipe(name="magnitude", score="magnitude", **_PLAIN),
   "random": recipe_lib.Recipe(

@@ -1,9 +1,13 @@
 """The tasks by the model that does them."""
 
 from comp_jax.models import specs
-from comp_jax.tasks import matching, retrieval, task
+from comp_jax.tasks import matching, nlvr, retrieval, task
 
-_OF_FAMILY = {"two_tower": retrieval.TASK, "matching": matching.TASK}
+_OF_FAMILY = {
+  "two_tower": retrieval.TASK,
+  "matching": matching.TASK,
+  "nlvr": nlvr.TASK,
+}
 
 
 def of(spec: specs.ModelSpec) -> task.Task:

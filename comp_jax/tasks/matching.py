@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Bool, Float
 
-from comp_jax.models import blip, specs
+from comp_jax.models import families, specs
 from comp_jax.tasks import task
 
 
@@ -70,18 +70,14 @@ def evaluate(
   }
 
 
-def predict(spec: specs.MatchingSpec) -> task.Predict:
+def predict(spec: specs.MatchingSpec | specs.NlvrSpec) -> task.Predict:
   """Logits of evaluation batches, whose images have one sentence each."""
-  model = blip.Matching(spec)
+  forward = families.of(spec).prunable(spec).forward
 
   def logits(params, masks, policies, batch):
     one = {key: batch[key][:, 0] for key in ("text_ids", "text_mask")}
-    output, _ = model.apply(
-      {"params": params},
-      {"image": batch["image"], **one},
-      masks,
-      policies=policies,
-    )
+    pairs = {"image": batch["image"], **one}
+    output, _ = forward(params, pairs, masks, None, policies, None)
     return output["logits"]
 
   return logits

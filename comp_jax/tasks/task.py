@@ -27,6 +27,7 @@ class Task:
     evaluate: (batch -> predictions, batches) -> named numbers; streams, and
       leaves rows out whose `_mask` is False.
     labelled: whether its examples need a `label`.
+    images: pictures of an example.
   """
 
   name: str
@@ -38,3 +39,4 @@ class Task:
     dict[str, float],
   ]
   labelled: bool = False
+  images: int = 1

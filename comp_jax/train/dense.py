@@ -8,7 +8,7 @@ import ml_collections
 from comp_jax import errors
 from comp_jax.data import tokenizers
 from comp_jax.interop import atomic, pretrained, store
-from comp_jax.models import families, specs
+from comp_jax.models import families, presets, specs
 from comp_jax.tasks import library as tasks
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import fit, metrics, preemption, ridge, setup
@@ -121,7 +121,7 @@ def _initial(config, spec, data):
       )
       params = ridge.aligned(spec, params, batches)
     return params
-  if config.model.preset != "tiny":
+  if config.model.preset not in presets.FROM_SCRATCH:
     raise errors.UserError(
       f"config.model: {config.model.preset} is trained from its pretrained "
       "weights; set config.model.pretrained=True"

@@ -49,20 +49,26 @@ def run(
     preemption.watch() as watch,
   ):
     notes = Notes(workdir / "progress.json")
+    rows = {}
+
+    def note(row, evaluator, *arguments):
+      """Evaluates a row of the main table, unless the config leaves it out."""
+      if row in config.evaluate.rows:
+        rows[row] = notes.once(
+          row, lambda: _evaluate(job, evaluator, *arguments)
+        )
+
     evaluate = setup.Evaluator(job.spec, job.mesh)
     objective = job.stage.objective
 
     # Dense.
     zero = {t: np.zeros((), np.float32) for t in towers.NAMES}
-    dense = notes.once(
+    note(
       "dense",
-      lambda: _evaluate(
-        job,
-        evaluate,
-        job.dense.params,
-        job.stage.ones,
-        objective.policies(zero),
-      ),
+      evaluate,
+      job.dense.params,
+      job.stage.ones,
+      objective.policies(zero),
     )
 
     # Search.
@@ -86,21 +92,13 @@ def run(
       )
     state = found.state
     masks, thetas = jax.device_get((state.masks, state.thetas))
-    masked = notes.once(
-      "masked",
-      lambda: _evaluate(
-        job, evaluate, state.params, masks, objective.policies(thetas)
-      ),
-    )
+    note("masked", evaluate, state.params, masks, objective.policies(thetas))
 
     # Compaction.
     small = compaction.compacted(job, state)
     evaluate_static = setup.Evaluator(small.spec, job.mesh)
     params = small.params
-    before = notes.once(
-      "compacted",
-      lambda: _evaluate(job, evaluate_static, params, None, small.static),
-    )
+    note("compacted", evaluate_static, params, None, small.static)
 
     # Fine-tuning of the small model.
     spare = job.plan.total - found.stages
@@ -150,19 +148,13 @@ def run(
         "seed": config.seed,
       },
     )
-    after = notes.once(
-      "finetuned",
-      lambda: _evaluate(job, evaluate_static, params, None, small.static),
-    )
-    by_threshold = notes.once(
+    note("finetuned", evaluate_static, params, None, small.static)
+    note(
       "finetuned_threshold",
-      lambda: _evaluate(
-        job,
-        setup.Evaluator(small.spec, job.mesh),
-        params,
-        None,
-        small.threshold,
-      ),
+      setup.Evaluator(small.spec, job.mesh),
+      params,
+      None,
+      small.threshold,
     )
     report = {
       "format": 1,
@@ -186,13 +178,7 @@ def run(
         "dense": families.params_count(job.spec),
         "final": families.params_count(small.spec),
       },
-      "metrics": {
-        "dense": dense,
-        "masked": masked,
-        "compacted": before,
-        "finetuned": after,
-        "finetuned_threshold": by_threshold,
-      },
+      "metrics": rows,
       "stages": found.history,
       "probe": found.probe,
       "kept": small.kept,

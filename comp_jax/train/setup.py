@@ -104,9 +104,14 @@ def check_task(data: Data, spec: specs.ModelSpec, name: str) -> None:
     name: of the data set, for the message.
   """
   task = tasks.of(spec)
-  labelled = "label" in data.splits["train"][0]
+  example = data.splits["train"][0]
+  labelled, pictures = "label" in example, 1 + ("image2" in example)
+  have = None
   if task.labelled != labelled:
     have = "has labels" if labelled else "has no labels"
+  elif task.images != pictures:
+    have = "has pairs of images" if pictures == 2 else "has single images"
+  if have:
     raise errors.UserError(
       f"config.data.name: {name} {have}, and the model's task is {task.name}: "
       "choose other data, or another model (config.model.preset, "
@@ -177,7 +182,7 @@ def new_spec(
   options = model_options(config)
   options["image_size"] = config.model.image_size
   options["max_length"] = config.data.text_length
-  if config.model.preset == "tiny":
+  if config.model.preset in presets.FROM_SCRATCH:
     options["vocab_size"] = tokenizer.vocab_size
   try:
     return presets.spec(config.model.preset, **options)
@@ -206,10 +211,10 @@ def load_dense(
     )
   size = config.model.image_size
   loaded = load_lib.load(path, image_size=size)
-  if not loaded.tokenizer_json:
+  if loaded.tokenizer_json in ("", "{}"):
     raise errors.UserError(
-      f"{path} brings no tokenizer: put its tokenizer.json beside "
-      "the weights, in a folder with config.json"
+      f"{path} brings no tokenizer: put its tokenizer.json into the folder, or "
+      "run python -m comp_jax convert with --tokenizer"
     )
   tokenizer = tokenizers.load(loaded.tokenizer_json)
   if not towers.is_dense(loaded.spec):

@@ -90,6 +90,9 @@ def test_presets_by_name():
     "tiny",
     "dinov2_s14_minilm",
     "dinov2_s14_minilm_itm",
+    "tiny_nlvr",
+    "blip_matching",
+    "blip_nlvr",
     *clips,
   }
   tiny = presets.spec(
@@ -103,7 +106,7 @@ def test_presets_by_name():
   assert tiny.vision.tokens == 65
   pair = presets.spec("dinov2_s14_minilm", image_size=224, remat=True)
   assert pair.vision.tokens == 257 and pair.text.encoder.remat
-  with pytest.raises(ValueError, match="there are: clip_b16, clip_b32, "):
+  with pytest.raises(ValueError, match="there are: blip_matching, "):
     presets.spec("clip")
   with pytest.raises(ValueError, match="multiple of 14"):
     presets.spec("dinov2_s14_minilm", image_size=100)

@@ -35,7 +35,9 @@ class Checkpoint:
       for have, want in zip(array.shape, shape, strict=True)
     )
     if fits:
-      return np.asarray(array, np.float32)
+      # float64 holds the labels of `export.inverse`, which must stay exact.
+      keep = array.dtype == np.float64
+      return array if keep else np.asarray(array, np.float32)
     wanted = tuple("any" if size is None else size for size in shape)
     found = "missing" if array is None else tuple(array.shape)
     self._problems.append(f"{name}: {found}, the model has {wanted}")

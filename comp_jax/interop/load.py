@@ -4,6 +4,7 @@ Read are folders that this project wrote, Hugging Face folders (config.json
 beside safetensors or .bin) and single files of PyTorch or safetensors.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import safetensors
 
 from comp_jax import errors
 from comp_jax.interop import blip, clip, store, torch_file
+from comp_jax.models import specs
 
 TASKS = ("retrieval", "matching", "nlvr")
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -58,37 +60,68 @@ def load(
     path.is_file() or (path / "config.json").is_file()
   ):
     return store.load(path)
+  source = read(path)
+  spec, params = source.build(source.arrays, task, heads, image_size)
+  return store.Loaded(
+    spec=spec,
+    params=jax.tree.map(jnp.asarray, params),
+    policies={},
+    tokenizer_json=_tokenizer(path) if source.config else "",
+    recipe={"name": "loaded", "source": str(path)},
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+  """A checkpoint in a layout that is not ours.
+
+  Attributes:
+    path: where it lies.
+    arrays: its tensors, flat.
+    config: config.json of a Hugging Face folder, else empty.
+  """
+
+  path: pathlib.Path
+  arrays: Mapping[str, np.ndarray]
+  config: Mapping[str, Any]
+
+  def build(
+    self,
+    arrays: Mapping[str, np.ndarray],
+    task: str | None,
+    heads: tuple[int, int] | None,
+    image_size: int | None,
+  ) -> tuple[specs.ModelSpec, dict]:
+    """The spec and the parameters of arrays in this layout; see `load`."""
+    if clip.is_layout(arrays) and task in (None, "retrieval"):
+      build, options = clip.two_tower, _clip_options(self.config)
+    elif blip.is_layout(arrays) and task in (None, "matching", "nlvr"):
+      pair = task == "nlvr" or (task is None and blip.is_nlvr(arrays))
+      build = blip.nlvr if pair else blip.matching
+      options = _blip_options(self.config)
+    else:
+      what = "tensors of an unknown layout"
+      if self.config:
+        what = f"a {self.config.get('model_type')} model"
+      wanted = f" that does {task}" if task else ""
+      raise errors.UserError(
+        f"{self.path}: {what}, not one{wanted} that is read here: CLIP"
+        " (retrieval) of Hugging Face or OpenAI, BLIP (matching, nlvr) of"
+        " Hugging Face or its authors"
+      )
+    options["heads"] = heads or options.get("heads")
+    return build(arrays, str(self.path), image_size=image_size, **options)
+
+
+def read(path: pathlib.Path) -> Published:
+  """The tensors and the config of a published folder or file."""
   config = {}
   if path.is_dir():
     config = _config(path / "config.json")
     arrays = _folder_arrays(path)
   else:
     arrays = _file_arrays(path)
-  if clip.is_layout(arrays) and task in (None, "retrieval"):
-    read, options = clip.two_tower, _clip_options(config)
-  elif blip.is_layout(arrays) and task in (None, "matching", "nlvr"):
-    pair = task == "nlvr" or (task is None and blip.is_nlvr(arrays))
-    read = blip.nlvr if pair else blip.matching
-    options = _blip_options(config)
-  else:
-    what = "tensors of an unknown layout"
-    if config:
-      what = f"a {config.get('model_type')} model"
-    wanted = f" that does {task}" if task else ""
-    raise errors.UserError(
-      f"{path}: {what}, not one{wanted} that is read here: CLIP (retrieval) of"
-      " Hugging Face or OpenAI, BLIP (matching, nlvr) of Hugging Face or its"
-      " authors"
-    )
-  options["heads"] = heads or options.get("heads")
-  spec, params = read(arrays, str(path), image_size=image_size, **options)
-  return store.Loaded(
-    spec=spec,
-    params=jax.tree.map(jnp.asarray, params),
-    policies={},
-    tokenizer_json=_tokenizer(path) if config else "",
-    recipe={"name": "loaded", "source": str(path)},
-  )
+  return Published(path=path, arrays=arrays, config=config)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:

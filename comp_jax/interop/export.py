@@ -1,0 +1,149 @@
+"""A compact model in the layout of the checkpoint that it came from.
+
+The arrays keep their dense shapes, with zeros where units were removed, so
+that any code for the original model computes what the compact one computes.
+Token pruning has no place in such a file: it is left behind.
+"""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from comp_jax import errors
+from comp_jax.interop import atomic, store, tensors
+from comp_jax.interop import load as load_lib
+from comp_jax.models import families, specs, towers
+
+FILE = "model.safetensors"
+# What a Hugging Face folder has beside its weights.
+_BESIDE = ("*.json", "*.txt")
+
+
+def export(
+  loaded: store.Loaded,
+  like: str | os.PathLike,
+  to: str | os.PathLike,
+  *,
+  heads: tuple[int, int] | None = None,
+) -> None:
+  """Writes a folder with `model.safetensors`, and what lies beside the source.
+
+  Args:
+    loaded: a compact or dense model.
+    like: the published folder or file that it was made of.
+    to: a new folder.
+    heads: of the source's towers, where no config tells them.
+
+  Raises:
+    UserError: a source of another model, or a folder that is not empty.
+  """
+  like, to = pathlib.Path(like), pathlib.Path(to)
+  if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    raise errors.UserError(f"{to}: is not a new folder; give another one")
+  source = load_lib.read(like)
+  build = lambda arrays: source.build(arrays, None, heads, None)  # noqa: E731
+  spec, _ = build(source.arrays)
+  ours, theirs = loaded.spec.vision.image_size, spec.vision.image_size
+  if spec.family != loaded.spec.family or ours != theirs:
+    raise errors.UserError(
+      f"{like} is a {spec.family} model for {theirs} pixels; the one to export "
+      f"is a {loaded.spec.family} model for {ours}"
+    )
+  params = widened(loaded.params, loaded.spec, spec, str(like))
+  arrays = inverse(params, source.arrays, lambda labels: build(labels)[1])
+  to.mkdir(parents=True, exist_ok=True)
+  for pattern in _BESIDE if like.is_dir() else ():
+    for path in like.glob(pattern):
+      if "index" not in path.name:  # Of shards, which are joined here.
+        shutil.copy(path, to / path.name)
+  with atomic.replacing(to / FILE) as temporary:
+    safetensors_numpy.save_file(arrays, temporary, metadata={"format": "pt"})
+
+
+def widened(
+  params: Mapping, spec: specs.ModelSpec, dense: specs.ModelSpec, where: str
+) -> dict:
+  """The parameters of the dense model: the units that are left, then zeros.
+
+  A unit's place among its like changes nothing, so those that are left take
+  the first places.
+
+  Args:
+    params: of the compact model.
+    spec: the compact model.
+    dense: the model it came from.
+    where: of the dense one, for the message of an error.
+
+  Raises:
+    UserError: models that do not belong together.
+  """
+  _, apart = towers.unrolled(spec, params)
+  small = tensors.flatten(apart)
+  wide = {}
+  for path, shape in tensors.flatten(
+    families.of(dense).param_shapes(dense)
+  ).items():
+    array = np.zeros(shape.shape, np.float32)
+    if "/layers/" in path:
+      parts = [
+        small.get(path.replace("/layers/", f"/layers_{i}/"))
+        for i in range(len(array))
+      ]
+      places = list(array)
+    else:
+      parts, places = [small.get(path)], [array]
+    for part, place in zip(parts, places, strict=True):
+      if part is None or any(
+        have > want
+        for have, want in zip(part.shape, place.shape, strict=True)
+      ):
+        raise errors.UserError(
+          f"{where}: not what the model was made of, {path} does not fit"
+        )
+      place[tuple(slice(0, size) for size in part.shape)] = part
+    wide[path] = array
+  return tensors.unflatten(wide)
+
+
+def inverse(
+  params: Mapping,
+  arrays: Mapping[str, np.ndarray],
+  read: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+  """Arrays that `read` would turn into `params`; the others stay as they are.
+
+  A reader only moves numbers. Shown the position of every number instead of
+  the number, it tells where each parameter came from.
+
+  Args:
+    params: nested dict, of the shapes that `read` returns.
+    arrays: a checkpoint in the layout to write.
+    read: from that layout to ours.
+  """
+  sizes = {name: int(np.size(array)) for name, array in arrays.items()}
+  starts = dict(
+    zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True)
+  )
+  labels = {
+    name: (starts[name] + np.arange(sizes[name], dtype=np.float64)).reshape(
+      np.shape(array)
+    )
+    for name, array in arrays.items()
+  }
+  flat = np.concatenate(
+    [np.asarray(a, np.float32).reshape(-1) for a in arrays.values()]
+  )
+  places = tensors.flatten(read(labels))
+  for path, values in tensors.flatten(params).items():
+    where = np.asarray(places[path])
+    flat[where.astype(np.int64).reshape(-1)] = np.asarray(values).reshape(-1)
+  return {
+    name: flat[start : start + sizes[name]].reshape(np.shape(arrays[name]))
+    for name, start in starts.items()
+  }
+

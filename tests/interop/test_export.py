@@ -1,0 +1,103 @@
+"""Compact models back in their source's layout, run by transformers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import comp_jax
+from comp_jax import errors
+from comp_jax.cli import verbs
+from comp_jax.core import compact
+from comp_jax.core import masks as masks_lib
+from comp_jax.interop import export, load, store
+from comp_jax.models import families, specs
+from tests.interop import test_blip, test_clip
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+transformers = pytest.importorskip(
+  "transformers", reason="transformers is not installed"
+)
+
+
+
+@pytest.fixture(scope="module", params=["clip", "blip"])
+def case(request, tmp_path_factory):
+  """A published folder, its compact model, transformers' class, inputs."""
+  build = {"clip": test_clip, "blip": test_blip}[request.param]
+  published = build.model.__wrapped__()
+  folder = tmp_path_factory.mktemp(request.param)
+  published.save_pretrained(folder)
+  loaded = comp_jax.load(folder)
+  small = _pruned(loaded)
+  path = tmp_path_factory.mktemp("small") / "model"
+  store.save(
+    path,
+    params=small.params,
+    spec=small.spec,
+    policies={},
+    tokenizer_json="{}",
+    recipe={"name": "test"},
+  )
+  inputs = build.inputs.__wrapped__()
+  return folder, path, type(published), inputs, build
+
+
+def _pruned(loaded):
+  groups = families.of(loaded.spec).groups(loaded.spec)
+  rng = np.random.default_rng(4)
+
+  def leaf(group):
+    mask = (rng.random((group.layers, group.units)) < 0.6).astype(np.float32)
+    mask[:, 1], mask[:, 0] = 1.0, 0.0
+    return jnp.asarray(mask)
+
+  masks = masks_lib.build(groups, leaf)
+  params = jax.device_get(loaded.params)
+  return store.Loaded(
+    spec=specs.compacted(loaded.spec, compact.units_left(groups, masks)),
+    params=compact.slice_params(params, groups, masks),
+    policies={},
+    tokenizer_json="",
+    recipe={},
+  )
+
+
+def test_transformers_computes_what_the_compact_model_does(case, tmp_path):
+  folder, path, kind, inputs, build = case
+  to = tmp_path / "out"
+  arguments = ["--model", str(path), "--like", str(folder), "--to", str(to)]
+  assert verbs.main(["export", *arguments]) == 0
+  theirs = kind.from_pretrained(to, attn_implementation="eager").eval()
+  expected = build._expected(theirs, inputs)
+  model = comp_jax.load(path)
+  if isinstance(inputs, dict):
+    ours = model(inputs)[0]["logits"]
+  else:
+    ours = model.logits(*inputs)
+  np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+  dense = build._expected(kind.from_pretrained(folder).eval(), inputs)
+  assert np.max(np.abs(dense - expected)) > 1e-2
+  # The dense shapes, and zeros in them.
+  arrays = load.read(to).arrays
+  for name, array in load.read(folder).arrays.items():
+    assert arrays[name].shape == array.shape
+  assert verbs.main(["export", *arguments]) == 2
+
+
+def test_a_dense_model_comes_back_bit_for_bit(case, tmp_path):
+  folder, _, _, _, _ = case
+  export.export(comp_jax.load(folder), folder, tmp_path / "out")
+  before, after = (load.read(x).arrays for x in (folder, tmp_path / "out"))
+  assert before.keys() == after.keys()
+  for name, array in before.items():
+    np.testing.assert_array_equal(after[name], array)
+
+
+def test_another_source_is_refused(case, tmp_path):
+  folder, path, _, _, build = case
+  other = {test_clip: test_blip, test_blip: test_clip}[build]
+  other.model.__wrapped__().save_pretrained(tmp_path / "other")
+  with pytest.raises(errors.UserError, match="the one to export"):
+    export.export(store.load(path), tmp_path / "other", tmp_path / "out")
+  assert not (tmp_path / "out").exists()

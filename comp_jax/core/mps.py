@@ -27,7 +27,7 @@ class Options:
     cost_aware: False replaces the argmin by a uniform choice (CAS off).
     cold_start: `probe` gives every mode a cost before the first stage by a
       trial step; `execute` runs every mode once, in seeded order.
-    min_delta: stages that move the MACs less (fraction of dense) teach
+    min_delta: stages that lower the MACs less (fraction of dense) teach
       nothing.
   """
 
@@ -152,14 +152,15 @@ def update(
   """The state after a stage of `mode` that cost `cost` (Eq. 10).
 
   The first execution sets the cost, later ones blend it with the past. A
-  stage that hardly moved the MACs leaves the cost alone; it still counts as
-  an execution.
+  stage that hardly lowered the MACs, or let them grow (token counts drift),
+  leaves the cost alone: metric lost for MACs gained would read as a bargain.
+  It still counts as an execution.
   """
   chosen = jnp.arange(state.cost.shape[0]) == mode
   lam = momentum(state.stage - state.last, options)
   blended = lam * state.cost + (1.0 - lam) * cost
   new = jnp.where(state.visited, blended, cost)
-  learns = chosen & (jnp.abs(delta_macs) >= options.min_delta)
+  learns = chosen & (delta_macs >= options.min_delta)
   return State(
     cost=jnp.where(learns, new, state.cost),
     last=jnp.where(chosen, state.stage, state.last),

@@ -256,7 +256,7 @@ class Stage(thresholds.Thresholds):
     spare = jnp.sum(jnp.where(tokens, self.removable(state), 0.0))
     excess = state.macs - target
     enough = thresholds.STAGE_SHARE * spare > excess
-    is_token = jnp.array([m in prunable.token_modes for m in prunable.modes])
+    is_token = self.is_token
     able = self.removable(state) > 0
     selected = jnp.where(enough, tokens, ~is_token)
     # A search that ran out of stages: every mode gives its part.

@@ -74,6 +74,12 @@ class Thresholds:
     """The masks of the dense model."""
     return masks_lib.ones(self.prunable.groups)
 
+  @property
+  def is_token(self) -> Bool[Array, " m"]:
+    """Which modes drop tokens."""
+    modes = self.prunable.modes
+    return jnp.array([mode in self.prunable.token_modes for mode in modes])
+
   def macs(self, masks: Mapping, counts: Mapping) -> Float[Array, ""]:
     """MACs as a fraction of dense."""
     return self.prunable.macs(masks, counts) / self.settings.dense_macs
@@ -155,6 +161,10 @@ class Thresholds:
   ) -> Mapping:
     """Thresholds of the selected towers that bring the MACs to `goal`.
 
+    Where units go, thresholds in use follow: the maximum over fewer heads is
+    flatter, and at the same theta fewer tokens would fall. They rise only as
+    far as the goal asks.
+
     Bisection on the calibration examples, on a cubic scale from 0 to the
     number of tokens: useful thresholds are small. MACs need not be monotone
     in theta, so the end that meets the goal is returned.
@@ -165,6 +175,11 @@ class Thresholds:
     chosen = {
       tower: selected[prunable.modes.index(mode)]
       for mode, tower in prunable.token_modes.items()
+    }
+    units = jnp.any(selected & ~self.is_token)
+    moved = {
+      tower: on | (units & (state.thetas[tower] > 0))
+      for tower, on in chosen.items()
     }
     calibration = jax.tree.map(
       lambda x: x.reshape(-1, *x.shape[2:])[: settings.calibration], select
@@ -181,19 +196,20 @@ class Thresholds:
     ).astype(jnp.float32)
 
     def thetas_at(u):
-      theta = highest * u**3
-      return {
-        tower: jnp.where(chosen[tower], jnp.maximum(old, theta), old).astype(
-          jnp.float32
-        )
-        for tower, old in state.thetas.items()
-      }
+      def one(tower, old):
+        raised = jnp.maximum(old, highest * u**3)
+        # From where it stands to the highest, in equal ratios.
+        followed = old * (highest / jnp.maximum(old, 1e-6)) ** u
+        new = jnp.where(chosen[tower], raised, followed)
+        return jnp.where(moved[tower], new, old).astype(jnp.float32)
+
+      return {tower: one(tower, old) for tower, old in state.thetas.items()}
 
     def excess(u):
       policies = self.objective.policies(thetas_at(u))
       counts = {
         tower: jax.lax.cond(
-          chosen[tower],
+          moved[tower],
           lambda t=tower: prunable.tower_counts[t](
             state.params, calibration, masks, policies
           ),
@@ -219,8 +235,11 @@ class Thresholds:
       )
       return thetas_at(high)
 
-    some = jnp.any(jnp.stack(list(chosen.values())))
-    return jax.lax.cond(some, search, lambda: dict(state.thetas))
+    some = jnp.any(jnp.stack(list(moved.values())))
+    needed = jax.lax.cond(
+      some, lambda: excess(jnp.zeros(())) > 0, lambda: jnp.asarray(False)
+    )
+    return jax.lax.cond(needed, search, lambda: dict(state.thetas))
 
   def propose(
     self,
@@ -235,9 +254,7 @@ class Thresholds:
     Where parameters and tokens are selected together, each removes half,
     parameters more where the tokens cannot.
     """
-    prunable = self.prunable
-    is_token = jnp.array([m in prunable.token_modes for m in prunable.modes])
-    removable = self.removable(state)
+    is_token, removable = self.is_token, self.removable(state)
     total = jnp.maximum(state.macs - goal, 0.0)
     tokens = jnp.any(selected & is_token)
     units = jnp.any(selected & ~is_token)

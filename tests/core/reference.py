@@ -117,11 +117,11 @@ def momentum(interval, lam0, longest):
 def history(modes, executions, lam0, longest, min_delta):
   """Costs R after a list of (mode, cost, delta macs), one per stage (Eq. 10).
 
-  Starts without costs; a mode whose MACs did not move learns nothing.
+  Starts without costs; a mode whose MACs did not fall learns nothing.
   """
   cost, last, seen = [0.0] * modes, [0] * modes, [False] * modes
   for stage, (mode, value, delta) in enumerate(executions, start=1):
-    if abs(delta) >= min_delta:
+    if delta >= min_delta:
       lam = momentum(stage - last[mode], lam0, longest) if seen[mode] else 0.0
       cost[mode] = lam * cost[mode] + (1 - lam) * value
     last[mode], seen[mode] = stage, True

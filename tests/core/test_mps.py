@@ -202,18 +202,13 @@ def test_first_execution_replaces_the_probed_cost():
 
 def test_a_stage_that_moved_nothing_teaches_nothing():
   state = _state([5.0, 7.0], [1, 2], 4)
-  for delta in (0.0, 9e-7, -9e-7):
+  # Nor does one whose MACs grew: its quotient would read as a bargain.
+  for delta in (0.0, 9e-7, -9e-7, -0.1):
     new = mps.update(
       state, jnp.int32(0), jnp.float32(-3.0), jnp.float32(delta), mps.Options()
     )
     assert np.asarray(new.cost).tolist() == [5.0, 7.0]
     assert np.asarray(new.last).tolist() == [4, 2]
-  # MACs that grew by more do teach.
-  new = mps.update(
-    state, jnp.int32(0), jnp.float32(-3.0), jnp.float32(-0.1), mps.Options()
-  )
-  lam = reference.momentum(3, 0.4, 5)
-  np.testing.assert_allclose(new.cost[0], lam * 5 - (1 - lam) * 3, rtol=1e-6)
 
 
 def test_momentum_decays_with_the_interval():

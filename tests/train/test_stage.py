@@ -119,6 +119,37 @@ def test_a_token_stage_meets_its_goal(mode):
   assert float(stage.macs(state.masks, counts)) > float(goal)
 
 
+def test_thresholds_in_use_follow_when_units_go():
+  """Fewer heads score more evenly: the same theta could keep more tokens."""
+  stage = kit.make_stage(ratio=0.3)
+  modes, select = stage.prunable.modes, kit.select()
+  state = kit.initial(stage)
+  tokens, params = (
+    jnp.asarray([m == mode for m in modes])
+    for mode in ("vision_tokens", "vision_params")
+  )
+  thetas = stage.propose(state, tokens, state.macs - 0.1, select, state.key)[1]
+  assert float(thetas["vision"]) > 0
+  state = dataclasses.replace(state, thetas=thetas)
+  macs = stage.macs(
+    state.masks, stage.validate(state.params, state.masks, thetas, select)[1]
+  )
+  raise_thetas = jax.jit(stage.raise_thetas)
+  # The goal is met: nothing moves.
+  same = raise_thetas(state, state.masks, params, macs + 1e-3, select)
+  assert {t: float(v) for t, v in same.items()} == {
+    t: float(v) for t, v in thetas.items()
+  }
+  # It is not: the threshold in use rises until it is, the other stays off.
+  goal = macs - 0.05
+  new = raise_thetas(state, state.masks, params, goal, select)
+  assert float(new["vision"]) > float(thetas["vision"])
+  assert float(new["text"]) == 0.0
+  counts = stage.validate(state.params, state.masks, new, select)[1]
+  reached = float(stage.macs(state.masks, counts))
+  assert float(goal) - 0.05 < reached <= float(goal) + 1e-4
+
+
 def test_probe_commits_nothing():
   stage = kit.make_stage()
   state = kit.initial(stage)

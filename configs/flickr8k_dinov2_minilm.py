@@ -1,17 +1,22 @@
 """Flickr8k retrieval with DINOv2 ViT-S/14 and MiniLM-L6 at 112 pixels.
 
-Dense fine-tuning of the pretrained pair, then CoMP. Reported on dev (1,000
-images, 5,000 captions); `select` (1,000 training images held out by a fixed
-hash) is all that choices see.
+Dense fine-tuning of the pretrained pair in two cosines, then CoMP. Reported on
+dev (1,000 images, 5,000 captions); `select` (1,000 training images held out by
+a fixed hash) is all that choices see.
 
   make pretrained
   python train.py --config=configs/flickr8k_dinov2_minilm.py \\
-    --config.data.dir=DIR --workdir=runs/flickr_dense
+    --config.data.dir=DIR --workdir=runs/flickr_first
+  python train.py --config=configs/flickr8k_dinov2_minilm.py \\
+    --config.data.dir=DIR --config.train.start=runs/flickr_first/model \\
+    --config.seed=1 --workdir=runs/flickr_dense
   python prune.py --config=configs/flickr8k_dinov2_minilm.py \\
     --config.data.dir=DIR --workdir=runs/flickr_comp_0.7 --config.ratio=0.7
 
-The budget is meant for two CPU cores. It has not been run to the end yet, so
-there are no expected numbers here.
+T2I R@10 on dev: ridge map alone 0.237 (--config.train.steps=0), after the first
+180 steps 0.506, after the second 0.555; 23 minutes each on two shared CPU
+cores. The budget of pruning is meant for such a machine: the README has what
+came out.
 """
 
 import ml_collections
@@ -29,6 +34,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.preset = "dinov2_s14_minilm"
   c.model.pretrained = True
   c.model.image_size = 112
+  # Four steps of 32 are too few for signed Taylor scores: on `select`, taking
+  # 6 % of the MACs from the vision tower's parameters at once cost 1.48 nats by
+  # Taylor, 0.13 by its absolute values and 0.08 by Wanda.
+  c.recipe.name = "comp_wanda"
+  c.recipe.strategy.explore_within = 3.0
   c.prune.num_stages = 10
   c.prune.max_stages = 13
   c.prune.stage_steps = 4

@@ -113,11 +113,16 @@ _STAGE = Record(
 _TOWER = Record(
   doc="what one tower kept, layer by layer",
   extra=True,
+  optional=("cross_heads", "dense_cross_heads"),
   fields={
     "heads": Items(item=Leaf(kind="int"), doc="heads kept in each layer"),
     "dense_heads": _whole("heads per layer of the dense model"),
     "neurons": Items(item=Leaf(kind="int"), doc="MLP neurons kept per layer"),
     "dense_neurons": _whole("MLP neurons per layer of the dense model"),
+    "cross_heads": Items(
+      item=Leaf(kind="int"), doc="cross-attention heads kept in each layer"
+    ),
+    "dense_cross_heads": _whole("the same per layer of the dense model"),
     "tokens_mean": Items(
       item=_measured("tokens"),
       doc="mean tokens under the thresholds: at the input, after each layer",
@@ -165,7 +170,8 @@ SHAPE = Record(
     "metrics": Table(
       keys=ROWS,
       required=("dense",),
-      doc="by row of the main table, then split, then metric",
+      doc="by row of the main table (those of config.evaluate.rows), then "
+      "split, then metric",
       value=Table(value=Table(value=_measured("the metric"))),
     ),
     "stages": Items(item=_STAGE, doc="the pruning phase; may be empty"),

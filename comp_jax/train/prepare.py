@@ -19,6 +19,15 @@ from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
 
+# Rows of the main table, in the order of a run.
+ROWS = (
+  "dense",
+  "masked",
+  "compacted",
+  "finetuned",
+  "finetuned_threshold",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -82,6 +91,12 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     raise errors.UserError(
       "config.finetune.tokens must be static or threshold, not "
       f"{config.finetune.tokens!r}"
+    )
+  unknown = [row for row in config.evaluate.rows if row not in ROWS]
+  if unknown or "dense" not in config.evaluate.rows:
+    raise errors.UserError(
+      f"config.evaluate.rows must hold dense, and others of {', '.join(ROWS)},"
+      f" not {tuple(config.evaluate.rows)}"
     )
   dense = setup.load_dense(config, config.checkpoint)
   task = tasks.of(dense.spec)

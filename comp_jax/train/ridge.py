@@ -5,7 +5,7 @@ text features, fitted by least squares on some training pairs, is where dense
 training starts instead of at random, and a floor for what it reaches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 
 from comp_jax import errors
-from comp_jax.data import pipelines
 from comp_jax.models import bert, specs, vit
 from comp_jax.tasks import retrieval
 
@@ -26,7 +25,7 @@ PAIRS = 64
 
 
 def aligned(
-  spec: specs.TwoTowerSpec, params: Mapping, batches: pipelines.EvalBatches
+  spec: specs.TwoTowerSpec, params: Mapping, batches: Iterable[Mapping]
 ) -> dict:
   """The parameters with both projections and the logit scale fitted.
 
@@ -38,7 +37,8 @@ def aligned(
   Args:
     spec: the model.
     params: weights of pretrained towers.
-    batches: training pairs, each image with all of its captions.
+    batches: evaluation batches of training pairs, each image with all of its
+      captions.
 
   Raises:
     UserError: a joint space wider than the text features.

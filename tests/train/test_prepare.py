@@ -54,6 +54,13 @@ def test_cit_with_channels(config):
     prepare.prepare(config)
 
 
+def test_rows_of_the_table_that_do_not_exist(config):
+  for rows in (("dense", "polished"), ("finetuned",)):
+    config.evaluate.rows = rows
+    with pytest.raises(errors.UserError, match="evaluate.rows must hold dense"):
+      prepare.prepare(config)
+
+
 def test_an_unknown_recipe_and_a_bad_field(config):
   config.recipe.name = "comb"
   with pytest.raises(errors.UserError, match="recipe must be one of"):

@@ -1,4 +1,4 @@
-"""Trains a dense two-tower model.
+"""Trains a dense model.
 
 python train.py --config=configs/emoji_tiny.py --workdir=runs/emoji_dense
 """

@@ -352,8 +352,11 @@ def _towers(arrays, names, where, heads, norm_eps, image_size, crosses):
     std=presets.CLIP_STD,
     readout="tokens",
   )
+  # The authors' code puts [ENC] first, transformers' leaves [CLS] there.
+  has_enc = names is _ORIGINAL and vocab == presets.BLIP_WORDS
   text_spec = specs.BertSpec(
     vocab_size=vocab,
+    enc_id=vocab - 1 if has_enc else None,
     max_length=shapes["text_positions"][0],
     readout="cls",
     encoder=encoder(

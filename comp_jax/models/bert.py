@@ -47,6 +47,8 @@ class Bert(nn.Module):
     b, n = text_ids.shape
     if n > spec.max_length:
       raise ValueError(f"{n} tokens, the model has {spec.max_length} positions")
+    if sources and spec.enc_id is not None:
+      text_ids = text_ids.at[:, 0].set(spec.enc_id)
     words = self.param(
       "word_embedding",
       nn.initializers.normal(0.02),

@@ -11,6 +11,9 @@ from comp_jax.models import specs
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+# BLIP's words: bert-base-uncased's, then [DEC] and [ENC] (spec `upop.md` 3.3).
+BLIP_WORDS = 30524
+
 
 def tiny(
   *,
@@ -230,8 +233,8 @@ def blip_base(
     readout="tokens",
   )
   text = specs.BertSpec(
-    # bert-base-uncased's, and [DEC] and [ENC].
-    vocab_size=30524,
+    vocab_size=BLIP_WORDS,
+    enc_id=BLIP_WORDS - 1,
     max_length=max_length,
     readout="cls",
     encoder=specs.encoder(

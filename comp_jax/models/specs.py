@@ -146,6 +146,8 @@ class BertSpec:
     encoder: the layers.
     readout: `cls`, or `mean` over the surviving tokens.
     sep_id: token id of [SEP], which is never dropped.
+    enc_id: token id that takes the first place when the text looks at images
+      (BLIP's [ENC]); None leaves [CLS] there.
     kind: tells text towers apart on disk.
   """
 
@@ -154,6 +156,7 @@ class BertSpec:
   encoder: EncoderSpec
   readout: str = "mean"
   sep_id: int = 102
+  enc_id: int | None = None
   kind: Literal["bert"] = "bert"
 
   @property

@@ -199,6 +199,16 @@ def test_a_generic_blip_is_a_start(model):
   )
 
 
+def test_the_published_vocabulary_brings_enc(model):
+  """[ENC] is the last of BLIP's 30,524 words; other tables have none."""
+  arrays = {k: v.numpy() for k, v in model.state_dict().items()}
+  name = "text_encoder.embeddings.word_embeddings.weight"
+  assert blip.nlvr(arrays, "small", heads=(3, 4))[0].text.enc_id is None
+  arrays[name] = np.zeros((presets.BLIP_WORDS, 16), np.float32)
+  spec, _ = blip.nlvr(arrays, "published", heads=(3, 4))
+  assert spec.text.enc_id == 30523
+
+
 def test_published_size_and_cost():
   """Spec `upop.md` part 4: 132.5407 G at 36 tokens, 259.372 M parameters."""
   spec = presets.spec("blip_nlvr")

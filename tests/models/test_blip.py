@@ -153,6 +153,18 @@ def test_a_dropped_image_token_is_gone_for_the_text():
   close(same, plain)
 
 
+def test_enc_takes_the_place_of_cls_when_the_text_looks_at_images():
+  text = dataclasses.replace(MODEL.text, enc_id=kit.VOCAB - 1)
+  model = dataclasses.replace(MODEL, text=text)
+  ids = np.array(BATCH["text_ids"])
+  ids[:, 0] = kit.VOCAB - 1
+  expected, _ = kit.apply(MODEL, PARAMS, {**BATCH, "text_ids": ids})
+  output, _ = kit.apply(model, PARAMS, BATCH)
+  close(output, expected, atol=1e-6)
+  plain, _ = kit.apply(MODEL, PARAMS, BATCH)
+  assert np.max(np.abs(plain["logits"] - output["logits"])) > 1e-3
+
+
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 def test_taylor_without_cip_is_minus_the_gradient_of_the_mask(granularity):
   model = kit.with_encoders(MODEL, granularity=granularity)

@@ -17,8 +17,8 @@ import pytest
 from comp_jax import errors
 from comp_jax.train import checkpoints, sharding
 
-# A failed read leaves coroutines of Orbax behind that nobody awaits. Its storage
-# threads outlive the read for a moment and report to an event loop that is
+# A failed read leaves coroutines of Orbax behind that nobody awaits. Threads of
+# its storage outlive the read for a moment and report to an event loop that is
 # closed by then: to no object, and in this test or in the next one here.
 pytestmark = [
   pytest.mark.filterwarnings(

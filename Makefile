@@ -12,6 +12,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	$(BIN)/ruff check comp_jax configs tests benchmarks *.py
+	$(BIN)/ruff format --check comp_jax configs tests benchmarks *.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 pretrained: $(VENV)/.pretrained

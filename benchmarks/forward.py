@@ -15,7 +15,7 @@ from absl import app, flags
 
 import comp_jax
 from comp_jax.core import cost
-from comp_jax.models import two_tower
+from comp_jax.models import families
 
 DENSE = flags.DEFINE_string("dense", "assets/emoji_tiny", "Dense model.")
 COMPACT = flags.DEFINE_string("compact", "runs/demo/model", "Compact model.")
@@ -37,7 +37,7 @@ def macs(model) -> float:
       None if policy is None else policy.keep,
       getattr(model.spec, tower).encoder.depth,
     )
-  return float(two_tower.macs(model.spec, None, counts))
+  return float(families.macs(model.spec, None, counts))
 
 
 def main(_):

@@ -11,7 +11,7 @@ import numpy as np
 from comp_jax import errors
 from comp_jax.cli import convert
 from comp_jax.interop import atomic
-from comp_jax.models import families, towers
+from comp_jax.models import families
 
 # Names as PyTorch's models have them -> ours.
 _NAMES = {
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
       f"{arguments.inputs}: texts of {batch['text_ids'].shape[1]} tokens, the "
       f"model has {loaded.spec.text.max_length} positions"
     )
-  policies = {t: loaded.policies.get(t) for t in towers.NAMES}
+  policies = {t: loaded.policies.get(t) for t in loaded.spec.towers}
   run_model = jax.jit(families.traced, static_argnums=0)
   output, aux, hidden = run_model(loaded.spec, loaded.params, batch, policies)
   arrays = {name: np.asarray(value) for name, value in output.items()}
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     similarity = arrays["image_embedding"] @ arrays["text_embedding"].T
     arrays["logits"] = arrays["logit_scale"] * similarity
   if arguments.aux:
-    for tower in towers.NAMES:
+    for tower in loaded.spec.towers:
       arrays[f"{tower}/counts"] = np.asarray(aux[tower]["counts"])
       for index, states in enumerate(hidden[tower]):
         arrays[f"{tower}/hidden_{index}"] = np.asarray(states)

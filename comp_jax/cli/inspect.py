@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     raise errors.UserError(
       f"--text_tokens must be in 1..{spec.text.max_length}, not {tokens}"
     )
-  images = specs.images_per_example(spec)
+  images = spec.images
   valid = {"vision": [spec.vision.tokens] * images, "text": [tokens]}
   counts = {
     tower: cost_lib.static_counts(
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
       caps.get(tower),
       getattr(spec, tower).encoder.depth,
     )
-    for tower in towers.NAMES
+    for tower in spec.towers
   }
   console = rich.console.Console()
   table = rich.table.Table(
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
   for row in rows(spec, counts):
     table.add_row(*row)
   console.print(table)
-  total = families.of(spec).macs(spec, None, counts)
+  total = families.macs(spec, None, counts)
   parameters = families.params_count(spec)
   lines = [
     f"inference, {images} image{'s' * (images > 1)} and one text of {tokens} "
@@ -81,8 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
   legacy = families.legacy_macs(spec, total)
   if legacy is not None:
     lines.append(
-      "legacy, the published papers' training graph: "
-      f"{legacy / 1e9:.4f} G MACs"
+      f"legacy, the published papers' training graph: {legacy / 1e9:.4f} G MACs"
     )
   lines.append(f"parameters: {parameters:,}")
   for line in lines:
@@ -91,18 +90,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def rows(spec: specs.ModelSpec, counts: dict[str, np.ndarray]):
   """One row of text cells per layer."""
-  flat = dataclasses.replace(
-    spec,
-    **{
-      tower: dataclasses.replace(
-        getattr(spec, tower),
-        encoder=dataclasses.replace(getattr(spec, tower).encoder, scan=False),
-      )
-      for tower in towers.NAMES
-    },
-  )
-  shapes = families.of(flat).param_shapes(flat)
-  for tower in towers.NAMES:
+  flat = specs.with_encoders(spec, scan=False)
+  shapes = families.param_shapes(flat)
+  for tower in spec.towers:
     encoder = getattr(flat, tower).encoder
     for index, layer in enumerate(encoder.layers):
       one = dataclasses.replace(encoder, layers=(layer,))

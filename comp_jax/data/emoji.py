@@ -41,12 +41,13 @@ class Emoji(records.Builder):
     del dl_manager
     path = self._source / FILE
     rows = records.read_parquet(path, _COLUMNS)
-    concepts = {code: i for i, code in enumerate(sorted({
-      row["code"] for row in rows
-    }))}
+    concepts = {
+      code: i for i, code in enumerate(sorted({row["code"] for row in rows}))
+    }
     tests = [row for row in rows if row["style"] == _TEST_STYLE]
     rest = [
-      row for row in rows
+      row
+      for row in rows
       if row["style"] != _TEST_STYLE and row["subgroup"] != "country flags"
     ]
     held_out = records.hold_out((r["code"] for r in rest), SELECT_CONCEPTS)
@@ -65,12 +66,15 @@ class Emoji(records.Builder):
   ) -> Iterator[tuple[str, dict]]:
     for row in rows:
       key = f"{row['code']}/{row['style']}"
-      yield key, {
-        "image": records.checked_image(row["webp"], f"{path}: {key}"),
-        "captions": [caption(row["name"], row["keywords"])],
-        "concept": concepts[row["code"]],
-        "id": key,
-      }
+      yield (
+        key,
+        {
+          "image": records.checked_image(row["webp"], f"{path}: {key}"),
+          "captions": [caption(row["name"], row["keywords"])],
+          "concept": concepts[row["code"]],
+          "id": key,
+        },
+      )
 
 
 def caption(name: str, keywords: list[str] | None) -> str:

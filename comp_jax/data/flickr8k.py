@@ -50,7 +50,8 @@ class Flickr8k(records.Builder):
       f"{path.name} {path.stat().st_size}" for path in sorted(images.iterdir())
     )
     files = [text / _TOKENS] + [
-      path for split in ("train", "dev", "test")
+      path
+      for split in ("train", "dev", "test")
       if (path := text / _SPLIT_FILE.format(split)).is_file()
     ]
     return records.fingerprint(files, extra=listing)
@@ -107,12 +108,15 @@ class Flickr8k(records.Builder):
     for row in rows:
       key = row["image_id"]
       jpeg = row["jpeg"] if "jpeg" in row else _read_photo(row["path"])
-      yield key, {
-        "image": records.checked_image(jpeg, f"{where}: {key}"),
-        "captions": row["captions"],
-        "concept": concepts[key],
-        "id": key,
-      }
+      yield (
+        key,
+        {
+          "image": records.checked_image(jpeg, f"{where}: {key}"),
+          "captions": row["captions"],
+          "concept": concepts[key],
+          "id": key,
+        },
+      )
 
 
 def _official_layout(
@@ -121,10 +125,15 @@ def _official_layout(
   """The image folder and the text folder; None if either is missing."""
   images = [p for f in _IMAGE_FOLDERS if (p := source / f).is_dir()]
   texts = [
-    p for f in _TEXT_FOLDERS
-    if (p := source / f).is_dir() and all(
-      (p / name).is_file() for name in (
-        _TOKENS, _SPLIT_FILE.format("train"), _SPLIT_FILE.format("dev")
+    p
+    for f in _TEXT_FOLDERS
+    if (p := source / f).is_dir()
+    and all(
+      (p / name).is_file()
+      for name in (
+        _TOKENS,
+        _SPLIT_FILE.format("train"),
+        _SPLIT_FILE.format("dev"),
       )
     )
   ]
@@ -145,15 +154,16 @@ def _official_rows(source: pathlib.Path) -> list[dict]:
     for image_id in _lines(path) if path.is_file() else ():
       if image_id not in captions:
         raise errors.UserError(
-          f"{path} lists {image_id}, which has no caption in"
-          f" {text / _TOKENS}."
+          f"{path} lists {image_id}, which has no caption in {text / _TOKENS}."
         )
-      rows.append({
-        "image_id": image_id,
-        "path": images / image_id,
-        "captions": captions[image_id],
-        "split": split,
-      })
+      rows.append(
+        {
+          "image_id": image_id,
+          "path": images / image_id,
+          "captions": captions[image_id],
+          "split": split,
+        }
+      )
   return rows
 
 

@@ -75,13 +75,16 @@ class Flickr8kItm(records.Builder):
   ) -> Iterator[tuple[str, dict]]:
     for row in rows:
       key = f"{row['number']:06d}"
-      yield key, {
-        "image": jpegs[row["image"]],
-        "captions": [row["sentence"]],
-        "concept": concepts[row["image"]],
-        "id": key,
-        "label": row["label"],
-      }
+      yield (
+        key,
+        {
+          "image": jpegs[row["image"]],
+          "captions": [row["sentence"]],
+          "concept": concepts[row["image"]],
+          "id": key,
+          "label": row["label"],
+        },
+      )
 
 
 def _pairs(path: pathlib.Path) -> list[dict]:

@@ -77,7 +77,9 @@ def augment(
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   if spec.jitter:
     for enhance in (
-      ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
+      ImageEnhance.Brightness,
+      ImageEnhance.Contrast,
+      ImageEnhance.Color,
     ):
       factor = rng.uniform(1 - spec.jitter, 1 + spec.jitter)
       image = enhance(image).enhance(factor)

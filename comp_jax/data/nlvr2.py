@@ -92,14 +92,17 @@ class Nlvr2(records.Builder):
         records.checked_image(path.read_bytes(), str(path))
         for path in row["images"]
       ]
-      yield row["id"], {
-        "image": images[0],
-        "image2": images[1],
-        "captions": [row["sentence"]],
-        "concept": concepts[row["pair"]],
-        "id": row["id"],
-        "label": row["label"],
-      }
+      yield (
+        row["id"],
+        {
+          "image": images[0],
+          "image2": images[1],
+          "captions": [row["sentence"]],
+          "concept": concepts[row["pair"]],
+          "id": row["id"],
+          "label": row["label"],
+        },
+      )
 
 
 def _annotations(source: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -113,9 +116,7 @@ def _annotations(source: pathlib.Path) -> dict[str, pathlib.Path]:
   return found
 
 
-def _rows(
-  path: pathlib.Path, split: str, source: pathlib.Path
-) -> list[dict]:
+def _rows(path: pathlib.Path, split: str, source: pathlib.Path) -> list[dict]:
   """The statements of a file: id, pair, sentence, label, two image paths."""
   try:
     text = path.read_text(encoding="utf-8")

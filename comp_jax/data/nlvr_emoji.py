@@ -181,7 +181,11 @@ def _both(generator: Generator, label: bool) -> Claim:
   group = generator.group()
   wrong = generator.one_of((True, False), (False, True), (False, False))
   return _grouped(
-    generator, "both", "Both images belong to {}.", group, label,
+    generator,
+    "both",
+    "Both images belong to {}.",
+    group,
+    label,
     (True, True) if label else wrong,
   )
 
@@ -190,7 +194,11 @@ def _exactly_one(generator: Generator, label: bool) -> Claim:
   group = generator.group()
   same = generator.one_of(True, False)
   return _grouped(
-    generator, "exactly one", "Exactly one image belongs to {}.", group, label,
+    generator,
+    "exactly one",
+    "Exactly one image belongs to {}.",
+    group,
+    label,
     (same, not same) if label else (same, same),
   )
 
@@ -216,7 +224,12 @@ def _two(pair, a, b) -> tuple[str, str]:
 
 
 _FORMS: tuple[Callable[[Generator, bool], Claim], ...] = (
-  _side, _and, _or, _neither, _both, _exactly_one,
+  _side,
+  _and,
+  _or,
+  _neither,
+  _both,
+  _exactly_one,
 )
 
 
@@ -297,9 +310,7 @@ def _write(rows, to, train, dev, seed) -> dict[str, dict[str, float]]:
       if row["style"] in styles:
         name = f"images/{row['code']}-{row['style']}.png"
         images.decode(row["webp"]).save(to / name)
-        drawings.append(
-          Emoji(name=row["name"], group=row["group"], file=name)
-        )
+        drawings.append(Emoji(name=row["name"], group=row["group"], file=name))
     claims = Generator(drawings, seed * 2 + offset).statements(count)
     entries = [
       {

@@ -106,8 +106,10 @@ def stage_iterator(
     num_threads=threads,
     prefetch_buffer_size=max(threads, min(steps_per_stage, _MAX_AHEAD)),
   )
-  stages = ds[start:].to_iter_dataset(options).batch(
-    steps_per_stage, drop_remainder=True
+  stages = (
+    ds[start:]
+    .to_iter_dataset(options)
+    .batch(steps_per_stage, drop_remainder=True)
   )
   return _closing(iter(stages))
 
@@ -134,10 +136,12 @@ class EvalBatches(Sequence):
       image_size=image_size,
       text_length=text_length,
     )
-    self._ds = grain.MapDataset.source(source)[: self.num_examples].map(
-      view
-    ).batch(
-      batch_size, batch_fn=functools.partial(_padded, batch_size=batch_size)
+    self._ds = (
+      grain.MapDataset.source(source)[: self.num_examples]
+      .map(view)
+      .batch(
+        batch_size, batch_fn=functools.partial(_padded, batch_size=batch_size)
+      )
     )
 
   def __len__(self) -> int:

@@ -93,19 +93,21 @@ def features(
   """
   label = {"label": tfds.features.Scalar(dtype=np.int32)} if labelled else {}
   names = ("image", "image2")[:images]
-  return tfds.features.FeaturesDict({
-    **label,
-    **{
-      name: tfds.features.Image(
-        shape=(None, None, 3), encoding_format=encoding
-      )
-      for name in names
-    },
-    "captions": tfds.features.Sequence(tfds.features.Text()),
-    # Equal numbers belong together: the positives of a contrastive loss.
-    "concept": tfds.features.Scalar(dtype=np.int32),
-    "id": tfds.features.Text(),
-  })
+  return tfds.features.FeaturesDict(
+    {
+      **label,
+      **{
+        name: tfds.features.Image(
+          shape=(None, None, 3), encoding_format=encoding
+        )
+        for name in names
+      },
+      "captions": tfds.features.Sequence(tfds.features.Text()),
+      # Equal numbers belong together: the positives of a contrastive loss.
+      "concept": tfds.features.Scalar(dtype=np.int32),
+      "id": tfds.features.Text(),
+    }
+  )
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -148,14 +148,16 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
   """
   texts = list(texts)
   learner = _wordpiece({})
-  characters = sorted({
-    character
-    for text in texts
-    for word, _ in learner.pre_tokenizer.pre_tokenize_str(
-      learner.normalizer.normalize_str(text)
-    )
-    for character in word
-  })
+  characters = sorted(
+    {
+      character
+      for text in texts
+      for word, _ in learner.pre_tokenizer.pre_tokenize_str(
+        learner.normalizer.normalize_str(text)
+      )
+      for character in word
+    }
+  )
   # The trainer numbers inner characters in the order of a randomly seeded
   # hash map and breaks ties between merges by those numbers. Named beforehand,
   # they have fixed numbers, and the same texts give the same vocabulary.

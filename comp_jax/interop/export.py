@@ -85,9 +85,7 @@ def widened(
   _, apart = towers.unrolled(spec, params)
   small = tensors.flatten(apart)
   wide = {}
-  for path, shape in tensors.flatten(
-    families.of(dense).param_shapes(dense)
-  ).items():
+  for path, shape in tensors.flatten(families.param_shapes(dense)).items():
     array = np.zeros(shape.shape, np.float32)
     if "/layers/" in path:
       parts = [
@@ -99,8 +97,7 @@ def widened(
       parts, places = [small.get(path)], [array]
     for part, place in zip(parts, places, strict=True):
       if part is None or any(
-        have > want
-        for have, want in zip(part.shape, place.shape, strict=True)
+        have > want for have, want in zip(part.shape, place.shape, strict=True)
       ):
         raise errors.UserError(
           f"{where}: not what the model was made of, {path} does not fit"
@@ -146,4 +143,3 @@ def inverse(
     name: flat[start : start + sizes[name]].reshape(np.shape(arrays[name]))
     for name, start in starts.items()
   }
-

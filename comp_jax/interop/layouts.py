@@ -199,9 +199,7 @@ def encoder(
     prefix = pattern.format(index)
     qkv = names.qkv
     full = (
-      prefix + qkv
-      if isinstance(qkv, str)
-      else [prefix + name for name in qkv]
+      prefix + qkv if isinstance(qkv, str) else [prefix + name for name in qkv]
     )
     params = {
       "norm1": checkpoint.norm(prefix + names.norm1, d),

@@ -143,8 +143,9 @@ def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
     vision.get(key, default),
     text.get(key, default),
   )
-  activations, epsilons = pick("hidden_act", "quick_gelu"), pick(
-    "layer_norm_eps", 1e-5
+  activations, epsilons = (
+    pick("hidden_act", "quick_gelu"),
+    pick("layer_norm_eps", 1e-5),
   )
   if len(set(activations)) > 1 or len(set(epsilons)) > 1:
     raise errors.UserError(

@@ -59,9 +59,7 @@ def vit_params(
   patch = "embeddings.patch_embeddings.projection"
   params = {
     "patch_embed": {
-      "kernel": layouts.patches(
-        checkpoint.take(f"{patch}.weight", d, 3, p, p)
-      ),
+      "kernel": layouts.patches(checkpoint.take(f"{patch}.weight", d, 3, p, p)),
       "bias": checkpoint.take(f"{patch}.bias", d),
     },
     "cls_token": checkpoint.take("embeddings.cls_token", 1, 1, d)[0, 0],
@@ -157,9 +155,7 @@ def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
   Raises:
     UserError: a package is not installed, or the spec is of another model.
   """
-  fresh = jax.tree.map(
-    np.asarray, families.of(spec).initial_params(spec, seed)
-  )
+  fresh = jax.tree.map(np.asarray, families.initial_params(spec, seed))
   vision, text = _dinov2_s14(spec.vision), _minilm(spec.text)
   if spec.text.encoder.source_width:
     # New blocks start small beside pretrained ones, at BERT's own deviation.
@@ -169,7 +165,7 @@ def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
     text["encoder"] = {"layers": {**new, **text["encoder"]["layers"]}}
   params = {**fresh, "vision": vision, "text": text}
   tensors_lib.check_tree(
-    params, families.of(spec).param_shapes(spec), "the pretrained pair"
+    params, families.param_shapes(spec), "the pretrained pair"
   )
   return params
 

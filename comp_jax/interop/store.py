@@ -26,7 +26,7 @@ from comp_jax import errors
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.interop import atomic
 from comp_jax.interop import tensors as tensors_lib
-from comp_jax.models import families, specs, towers, two_tower
+from comp_jax.models import families, specs, two_tower
 
 FORMAT = 1
 PARAMS, SPEC = "model.safetensors", "spec.json"
@@ -62,8 +62,8 @@ class Loaded:
 
   @functools.cached_property
   def _forward(self) -> Callable[..., tuple[dict, dict]]:
-    run = families.of(self.spec).prunable(self.spec).forward
-    policies = {tower: self.policies.get(tower) for tower in towers.NAMES}
+    run = families.prunable(self.spec).forward
+    policies = {tower: self.policies.get(tower) for tower in self.spec.towers}
 
     @jax.jit
     def forward(params, batch):
@@ -152,7 +152,7 @@ def save(
   path = pathlib.Path(os.path.abspath(path))
   _check_policies(policies, spec)
   try:
-    tensors_lib.check_tree(params, families.of(spec).param_shapes(spec), "save")
+    tensors_lib.check_tree(params, families.param_shapes(spec), "save")
   except errors.UserError as error:
     raise ValueError(str(error)) from error
   texts = {
@@ -211,7 +211,7 @@ def load(path: str | os.PathLike) -> Loaded:
       for tower, fields in about["policies"].items()
     }
     _check_policies(policies, spec)
-    shapes = families.of(spec).param_shapes(spec)
+    shapes = families.param_shapes(spec)
   # The file may hold any type in any place.
   except Exception as error:
     raise errors.UserError(
@@ -267,7 +267,7 @@ def _check_policies(
 ) -> None:
   """Raises a ValueError where a policy cannot run on its tower."""
   for tower, policy in policies.items():
-    if tower not in towers.NAMES:
+    if tower not in spec.towers:
       raise ValueError(f"a token policy for {tower!r}, which is no tower")
     encoder = getattr(spec, tower).encoder
     theta, keep = float(policy.theta), policy.keep

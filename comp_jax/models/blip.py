@@ -3,14 +3,11 @@
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from comp_jax.core import groups as groups_lib
 from comp_jax.core import importance
-from comp_jax.core import prunable as prunable_lib
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.models import bert, blocks, specs, towers, vit
 from comp_jax.models import macs as macs_lib
@@ -113,13 +110,6 @@ def source_of(
   return blocks.Source(x=state.x, valid=state.valid, weights=weights)
 
 
-def groups(
-  spec: specs.MatchingSpec, *, min_heads: int = 1, min_neurons: int = 32
-) -> tuple[groups_lib.Group, ...]:
-  """The group table of a dense model."""
-  return towers.groups(spec, min_heads=min_heads, min_neurons=min_neurons)
-
-
 def macs(
   spec: specs.MatchingSpec,
   masks: Mapping | None,
@@ -146,61 +136,19 @@ def macs(
   return macs_lib.mean(vision + text + cross) + head
 
 
-def prunable(
-  spec: specs.MatchingSpec, *, min_heads: int = 1, min_neurons: int = 32
-) -> prunable_lib.Prunable:
-  """The model as the loops see it; of a compact one nothing can be pruned."""
-  model = Matching(spec)
-
-  def forward(params, batch, masks, probes, policies, estimator):
-    return model.apply(
-      {"params": params}, batch, masks, probes, policies, estimator
-    )
-
-  def vision_counts(params, batch, masks, policies):
-    _, aux = model.apply(
-      {"params": params},
-      batch["image"],
-      masks["vision"],
-      None,
-      policies["vision"],
-      method="look",
-    )
-    return aux["counts"]
-
-  def text_counts(params, batch, masks, policies):
-    _, aux = forward(params, batch, masks, None, policies, None)
-    return aux["text"]["counts"]
-
-  costs = lambda masks, counts: macs(spec, masks, counts)  # noqa: E731
-  if not towers.is_dense(spec):
-    return towers.nothing_to_prune(forward, costs)
-  return prunable_lib.Prunable(
-    groups=groups(spec, min_heads=min_heads, min_neurons=min_neurons),
-    token_modes=towers.TOKEN_MODES,
-    protected=towers.protected(spec),
-    forward=forward,
-    tower_counts={"vision": vision_counts, "text": text_counts},
-    macs=costs,
-  )
-
-
-def param_shapes(spec: specs.MatchingSpec) -> dict:
-  """The parameter tree of a model as `jax.ShapeDtypeStruct`s; runs nothing."""
-  batch = jax.eval_shape(lambda: _example(spec))
-  return jax.eval_shape(Matching(spec).init, jax.random.key(0), batch)["params"]
-
-
-def initial_params(spec: specs.MatchingSpec, seed: int) -> dict:
-  """Random parameters."""
-  init = jax.jit(Matching(spec).init)
-  return init(jax.random.key(seed), _example(spec))["params"]
-
-
-def _example(spec):
+def example(spec: specs.MatchingSpec) -> dict[str, Array]:
+  """A batch of one, as the model takes it."""
   size = spec.vision.image_size
   return {
     "image": jnp.zeros((1, size, size, 3), jnp.uint8),
     "text_ids": jnp.zeros((1, 1), jnp.int32),
     "text_mask": jnp.ones((1, 1), bool),
   }
+
+
+FAMILY = towers.Family(
+  model=Matching,
+  macs=macs,
+  example=example,
+  alone={"vision": ("look", ("image",))},
+)

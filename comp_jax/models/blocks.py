@@ -169,9 +169,7 @@ class Attention(nn.Module):
       }
       attention = attend(tapped["query"], tapped["key"])
       value = tapped["value"]
-    hidden = jnp.einsum(
-      "bhqk,bkhe->bqhe", attention.astype(value.dtype), value
-    )
+    hidden = jnp.einsum("bhqk,bkhe->bqhe", attention.astype(value.dtype), value)
     out = Projection(units, (spec.width,), spec.dtype, name="out")(hidden)
     return out, scores, hidden
 

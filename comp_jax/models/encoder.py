@@ -68,9 +68,7 @@ class EncoderLayer(nn.Module):
     x = self._residual(state.x, update, "layer_scale1")
     if not first:
       x = self._norm("norm1", x)
-    state = tokens_lib.drop(
-      _replace_x(state, x), scores, policy, self.index
-    )
+    state = tokens_lib.drop(_replace_x(state, x), scores, policy, self.index)
 
     weights = None
     if probes:
@@ -118,9 +116,9 @@ class EncoderLayer(nn.Module):
       # squares wait one step in the carry. The last layer uses its own.
       weights = blocks.cip_weights(scores, before, self.estimator)
       statistics["attn_moment"] = importance.weighted_moment(attended, weights)
-      statistics["mlp_moment_before"] = jnp.einsum(
-        "bnm,bn->m", pending, weights
-      ) / pending.shape[0]
+      statistics["mlp_moment_before"] = (
+        jnp.einsum("bnm,bn->m", pending, weights) / pending.shape[0]
+      )
       pending = jnp.square(jax.lax.stop_gradient(hidden).astype(jnp.float32))
       own = blocks.cip_weights(_survivors(scores, state), state, self.estimator)
       statistics["mlp_moment_own"] = (
@@ -245,7 +243,6 @@ class Encoder(nn.Module):
       state, _ = carry
       statistics = _stack(rows)
     return state, _aux(valid, statistics)
-
 
   def _merges(self) -> list:
     """Kernel and bias of every layer that has a merging map, else None."""

@@ -1,15 +1,15 @@
-"""From a spec to the module that builds it: what loops and stores call.
+"""From a spec to its model: what loops and stores call."""
 
-A family is a module with `prunable`, `macs`, `param_shapes` and
-`initial_params`, each of which takes the family's spec.
-"""
-
-import types
 from collections.abc import Mapping
+from typing import Any
 
-from jaxtyping import Array
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Num
 
 from comp_jax.core import cost
+from comp_jax.core import groups as groups_lib
+from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import (
   blip,
   blip_nlvr,
@@ -19,21 +19,66 @@ from comp_jax.models import (
   two_tower,
 )
 
-_MODULES = {
-  specs.TwoTowerSpec: two_tower,
-  specs.MatchingSpec: blip,
-  specs.NlvrSpec: blip_nlvr,
-}
-_MODELS = {
-  specs.TwoTowerSpec: two_tower.TwoTower,
-  specs.MatchingSpec: blip.Matching,
-  specs.NlvrSpec: blip_nlvr.Nlvr,
+_FAMILIES: Mapping[type, towers.Family] = {
+  specs.TwoTowerSpec: two_tower.FAMILY,
+  specs.MatchingSpec: blip.FAMILY,
+  specs.NlvrSpec: blip_nlvr.FAMILY,
 }
 
 
-def of(spec: specs.ModelSpec) -> types.ModuleType:
-  """The module of a spec's family."""
-  return _MODULES[type(spec)]
+def _of(spec: specs.ModelSpec) -> towers.Family:
+  return _FAMILIES[type(spec)]
+
+
+def groups(
+  spec: specs.ModelSpec, *, min_heads: int = 1, min_neurons: int = 32
+) -> tuple[groups_lib.Group, ...]:
+  """The group table of a dense model."""
+  return towers.groups(spec, min_heads=min_heads, min_neurons=min_neurons)
+
+
+def prunable(
+  spec: specs.ModelSpec, *, min_heads: int = 1, min_neurons: int = 32
+) -> prunable_lib.Prunable:
+  """The model as the loops see it; of a compact one nothing can be pruned."""
+  return towers.prunable(
+    spec, _of(spec), min_heads=min_heads, min_neurons=min_neurons
+  )
+
+
+def macs(
+  spec: specs.ModelSpec,
+  masks: Mapping | None,
+  counts: Mapping[str, Num[Array | np.ndarray, "r _"]],
+) -> Float[Array, ""] | float:
+  """Mean MACs of one example, `inference` convention.
+
+  Args:
+    spec: the model; a compact one with `masks=None`.
+    masks: hard or soft masks, or None to cost the spec's own widths.
+    counts: valid tokens of each tower, at the input and after each layer; of
+      the vision tower one row per image. NumPy integers without masks give
+      exact arithmetic.
+
+  Returns:
+    A traced scalar, or a float for NumPy counts without masks.
+  """
+  return _of(spec).macs(spec, masks, counts)
+
+
+def param_shapes(spec: specs.ModelSpec) -> dict[str, Any]:
+  """The parameter tree of a model as `jax.ShapeDtypeStruct`s; runs nothing."""
+  family = _of(spec)
+  batch = jax.eval_shape(lambda: family.example(spec))
+  model = family.model(spec)
+  return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+
+
+def initial_params(spec: specs.ModelSpec, seed: int) -> dict[str, Any]:
+  """Random parameters."""
+  family = _of(spec)
+  init = jax.jit(family.model(spec).init)
+  return init(jax.random.key(seed), family.example(spec))["params"]
 
 
 def traced(
@@ -51,14 +96,18 @@ def traced(
     policies: token policy of each tower, or None.
   """
   spec, params = towers.unrolled(spec, params)
-  (output, aux), state = _MODELS[type(spec)](spec).apply(
-    {"params": params},
-    batch,
-    policies=policies,
-    mutable=["intermediates"],
-    capture_intermediates=lambda module, _: isinstance(
-      module, encoder.EncoderLayer
-    ),
+  (output, aux), state = (
+    _of(spec)
+    .model(spec)
+    .apply(
+      {"params": params},
+      batch,
+      policies=policies,
+      mutable=["intermediates"],
+      capture_intermediates=lambda module, _: isinstance(
+        module, encoder.EncoderLayer
+      ),
+    )
   )
   captured = state["intermediates"]
   hidden = {
@@ -66,7 +115,7 @@ def traced(
       captured[tower]["encoder"][f"layers_{i}"]["__call__"][0][0][0].x
       for i in range(getattr(spec, tower).encoder.depth)
     ]
-    for tower in towers.NAMES
+    for tower in spec.towers
   }
   return output, aux, hidden
 
@@ -84,4 +133,4 @@ def legacy_macs(spec: specs.ModelSpec, inference: float) -> float | None:
 
 def params_count(spec: specs.ModelSpec) -> int:
   """The number of parameters of a dense or compact model, from its spec."""
-  return towers.params_count(of(spec).param_shapes(spec))
+  return towers.params_count(param_shapes(spec))

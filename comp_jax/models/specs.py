@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,12 +199,16 @@ class TwoTowerSpec:
     text: the text tower.
     joint_width: width of the joint space.
     family: tells models apart on disk.
+    towers: its fields that are towers.
+    images: images that one example shows to the vision tower.
   """
 
   vision: VitSpec
   text: BertSpec | ClipTextSpec
   joint_width: int
   family: Literal["two_tower"] = "two_tower"
+  towers: ClassVar[tuple[str, ...]] = ("vision", "text")
+  images: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,11 +219,15 @@ class MatchingSpec:
     vision: the image tower; reads out its tokens.
     text: the text tower, with cross-attention.
     family: tells models apart on disk.
+    towers: its fields that are towers.
+    images: images that one example shows to the vision tower.
   """
 
   vision: VitSpec
   text: BertSpec
   family: Literal["matching"] = "matching"
+  towers: ClassVar[tuple[str, ...]] = ("vision", "text")
+  images: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,11 +238,15 @@ class NlvrSpec:
     vision: the image tower; reads out its tokens.
     text: the text tower, with two cross-attentions in every layer.
     family: tells models apart on disk.
+    towers: its fields that are towers.
+    images: images that one example shows to the vision tower.
   """
 
   vision: VitSpec
   text: BertSpec
   family: Literal["nlvr"] = "nlvr"
+  towers: ClassVar[tuple[str, ...]] = ("vision", "text")
+  images: ClassVar[int] = 2
 
 
 ModelSpec = TwoTowerSpec | MatchingSpec | NlvrSpec
@@ -243,11 +255,6 @@ _FAMILIES = {
   "matching": MatchingSpec,
   "nlvr": NlvrSpec,
 }
-
-
-def images_per_example(spec: ModelSpec) -> int:
-  """Images that one example shows to the vision tower."""
-  return 2 if isinstance(spec, NlvrSpec) else 1
 
 
 def encoder(
@@ -330,11 +337,18 @@ def compacted(
       side, encoder=dataclasses.replace(encoder, layers=layers, scan=False)
     )
 
-  return dataclasses.replace(
-    spec,
-    vision=tower("vision", spec.vision),
-    text=tower("text", spec.text),
-  )
+  sides = {name: tower(name, getattr(spec, name)) for name in spec.towers}
+  return dataclasses.replace(spec, **sides)
+
+
+def with_encoders(spec: ModelSpec, **options: Any) -> ModelSpec:
+  """The spec with fields of every tower's encoder replaced."""
+  sides = {}
+  for name in spec.towers:
+    tower = getattr(spec, name)
+    encoder = dataclasses.replace(tower.encoder, **options)
+    sides[name] = dataclasses.replace(tower, encoder=encoder)
+  return dataclasses.replace(spec, **sides)
 
 
 def to_dict(spec: ModelSpec) -> dict:

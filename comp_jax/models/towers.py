@@ -3,18 +3,37 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
-from jaxtyping import Array
 
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import specs
 
-NAMES = ("vision", "text")
 # Mode of each tower's units, and of its tokens.
 PARAM_MODES = {"vision": "vision_params", "text": "language_params"}
 TOKEN_MODES = {"vision_tokens": "vision", "language_tokens": "text"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+  """What tells one kind of model from another.
+
+  Attributes:
+    model: spec -> module; (batch, masks, probes, policies, estimator) ->
+      (output, {tower: aux}).
+    macs: (spec, masks, counts) -> mean MACs of one example.
+    example: spec -> a batch of one.
+    alone: tower -> (method, inputs) that run it without the others; a tower
+      that is not named needs the whole model.
+  """
+
+  model: Callable[[Any], nn.Module]
+  macs: Callable[[Any, Mapping | None, Mapping], Any]
+  example: Callable[[Any], Mapping]
+  alone: Mapping[str, tuple[str, tuple[str, ...]]]
 
 
 def groups(
@@ -28,7 +47,7 @@ def groups(
     min_neurons: neurons that stay in every MLP.
   """
   tables = []
-  for tower in NAMES:
+  for tower in spec.towers:
     encoder = getattr(spec, tower).encoder
     layer = encoder.uniform
     tables += groups_lib.encoder_groups(
@@ -52,7 +71,7 @@ def groups(
 
 def is_dense(spec: specs.ModelSpec) -> bool:
   """Whether all towers are stacks of equal layers, as pruning needs them."""
-  return all(getattr(spec, tower).encoder.scan for tower in NAMES)
+  return all(getattr(spec, tower).encoder.scan for tower in spec.towers)
 
 
 def protected(spec: specs.ModelSpec) -> dict[str, int]:
@@ -60,17 +79,57 @@ def protected(spec: specs.ModelSpec) -> dict[str, int]:
   return {"vision": 1, "text": spec.text.protected}
 
 
-def nothing_to_prune(
-  forward: Callable, macs: Callable[[Mapping, Mapping], Array]
+def prunable(
+  spec: specs.ModelSpec,
+  family: Family,
+  *,
+  min_heads: int = 1,
+  min_neurons: int = 32,
 ) -> prunable_lib.Prunable:
-  """A compact model as the training loop sees it."""
+  """The model as the loops see it; of a compact one nothing can be pruned.
+
+  Args:
+    spec: the model.
+    family: its kind.
+    min_heads: heads that stay in every attention block.
+    min_neurons: neurons that stay in every MLP.
+  """
+  model = family.model(spec)
+  dense = is_dense(spec)
+  floors = {"min_heads": min_heads, "min_neurons": min_neurons}
+
+  def forward(params, batch, masks, probes, policies, estimator):
+    return model.apply(
+      {"params": params}, batch, masks, probes, policies, estimator
+    )
+
+  def counts(tower):
+    def run(params, batch, masks, policies):
+      if tower not in family.alone:
+        _, aux = forward(params, batch, masks, None, policies, None)
+        return aux[tower]["counts"]
+      method, inputs = family.alone[tower]
+      _, aux = model.apply(
+        {"params": params},
+        *(batch[name] for name in inputs),
+        masks[tower],
+        None,
+        policies[tower],
+        method=method,
+      )
+      return aux["counts"]
+
+    return run
+
+  tokens = TOKEN_MODES if dense else {}
   return prunable_lib.Prunable(
-    groups=(),
-    token_modes={},
-    protected={},
+    groups=groups(spec, **floors) if dense else (),
+    token_modes=tokens,
+    protected=protected(spec) if dense else {},
     forward=forward,
-    tower_counts={},
-    macs=macs,
+    tower_counts={tower: counts(tower) for tower in tokens.values()},
+    macs=lambda masks, counts: family.macs(spec, masks, counts),
+    rows={"vision": spec.images},
   )
 
 
@@ -79,18 +138,15 @@ def unrolled(
 ) -> tuple[specs.ModelSpec, dict]:
   """The same model with layers that stand apart instead of under a scan."""
   params = dict(params)
-  sides = {}
-  for tower in NAMES:
-    model = getattr(spec, tower)
-    encoder = dataclasses.replace(model.encoder, scan=False)
-    sides[tower] = dataclasses.replace(model, encoder=encoder)
-    if model.encoder.scan:
+  for tower in spec.towers:
+    encoder = getattr(spec, tower).encoder
+    if encoder.scan:
       apart = dict(params[tower]["encoder"])
       layers = apart.pop("layers")
       for i in range(encoder.depth):
         apart[f"layers_{i}"] = jax.tree.map(lambda x, i=i: x[i], layers)
       params[tower] = {**params[tower], "encoder": apart}
-  return dataclasses.replace(spec, **sides), params
+  return specs.with_encoders(spec, scan=False), params
 
 
 def params_count(shapes: Mapping) -> int:

@@ -1,21 +1,16 @@
-"""A CLIP-like two-tower model, its group table and its MACs."""
+"""A CLIP-like two-tower model and its MACs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from comp_jax.core import groups as groups_lib
 from comp_jax.core import importance
-from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import bert, clip_text, specs, towers, vit
 from comp_jax.models import macs as macs_lib
-
-TOWERS = towers.NAMES
 
 
 class TwoTower(nn.Module):
@@ -83,19 +78,15 @@ class TwoTower(nn.Module):
       `image_embedding`, `text_embedding` and `logit_scale` (a factor), and
       {"vision": aux, "text": aux}.
     """
-
-    def side(tree, tower):
-      return None if tree is None else tree[tower]
-
     images, vision_aux = self.encode_image(
       batch["image"],
-      *(side(tree, "vision") for tree in (masks, probes, policies)),
+      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
       estimator,
     )
     texts, text_aux = self.encode_text(
       batch["text_ids"],
       batch["text_mask"],
-      *(side(tree, "text") for tree in (masks, probes, policies)),
+      *(towers.side(tree, "text") for tree in (masks, probes, policies)),
       estimator,
     )
     output = {
@@ -123,16 +114,12 @@ def embed(
     masks: hard masks or None.
     policies: token policy of each tower, or None.
   """
-
-  def side(tree, tower):
-    return None if tree is None else tree[tower]
-
   images, _ = model.apply(
     {"params": params},
     batch["image"],
-    side(masks, "vision"),
+    towers.side(masks, "vision"),
     None,
-    side(policies, "vision"),
+    towers.side(policies, "vision"),
     method="encode_image",
   )
   b, c, n = batch["text_ids"].shape
@@ -140,9 +127,9 @@ def embed(
     {"params": params},
     batch["text_ids"].reshape(b * c, n),
     batch["text_mask"].reshape(b * c, n),
-    side(masks, "text"),
+    towers.side(masks, "text"),
     None,
-    side(policies, "text"),
+    towers.side(policies, "text"),
     method="encode_text",
   )
   return images, texts.reshape(b, c, -1)
@@ -152,13 +139,6 @@ def _unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
   x = x.astype(jnp.float32)
   norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
   return x / norm
-
-
-def groups(
-  spec: specs.TwoTowerSpec, *, min_heads: int = 1, min_neurons: int = 32
-) -> tuple[groups_lib.Group, ...]:
-  """The group table of a dense two-tower model."""
-  return towers.groups(spec, min_heads=min_heads, min_neurons=min_neurons)
 
 
 def macs(
@@ -177,82 +157,29 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  side = lambda tower: None if masks is None else masks[tower]  # noqa: E731
-  vision = macs_lib.vision(spec.vision, side("vision"), counts["vision"])
-  text = macs_lib.text(spec.text, side("text"), counts["text"])
+  seen, read = towers.side(masks, "vision"), towers.side(masks, "text")
+  vision = macs_lib.vision(spec.vision, seen, counts["vision"])
+  text = macs_lib.text(spec.text, read, counts["text"])
   widths = spec.vision.encoder.width + spec.text.encoder.width
-  return (
-    macs_lib.mean(vision) + macs_lib.mean(text) + widths * spec.joint_width
-  )
+  return macs_lib.mean(vision) + macs_lib.mean(text) + widths * spec.joint_width
 
 
-def prunable(
-  spec: specs.TwoTowerSpec, *, min_heads: int = 1, min_neurons: int = 32
-) -> prunable_lib.Prunable:
-  """The model as the loops see it; of a compact one nothing can be pruned."""
-  model = TwoTower(spec)
-
-  def forward(params, batch, masks, probes, policies, estimator):
-    return model.apply(
-      {"params": params}, batch, masks, probes, policies, estimator
-    )
-
-  def vision_counts(params, batch, masks, policies):
-    _, aux = model.apply(
-      {"params": params},
-      batch["image"],
-      masks["vision"],
-      None,
-      policies["vision"],
-      method="encode_image",
-    )
-    return aux["counts"]
-
-  def text_counts(params, batch, masks, policies):
-    _, aux = model.apply(
-      {"params": params},
-      batch["text_ids"],
-      batch["text_mask"],
-      masks["text"],
-      None,
-      policies["text"],
-      method="encode_text",
-    )
-    return aux["counts"]
-
-  if not towers.is_dense(spec):
-    return towers.nothing_to_prune(
-      forward, lambda masks, counts: macs(spec, masks, counts)
-    )
-  return prunable_lib.Prunable(
-    groups=groups(spec, min_heads=min_heads, min_neurons=min_neurons),
-    token_modes=towers.TOKEN_MODES,
-    protected=towers.protected(spec),
-    forward=forward,
-    tower_counts={"vision": vision_counts, "text": text_counts},
-    macs=lambda masks, counts: macs(spec, masks, counts),
-  )
-
-
-def param_shapes(spec: specs.TwoTowerSpec) -> dict:
-  """The parameter tree of a model as `jax.ShapeDtypeStruct`s; runs nothing."""
+def example(spec: specs.TwoTowerSpec) -> dict[str, Array]:
+  """A batch of one, as the model takes it."""
   size = spec.vision.image_size
-  batch = {
-    "image": jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),
-    "text_ids": jax.ShapeDtypeStruct((1, 1), jnp.int32),
-    "text_mask": jax.ShapeDtypeStruct((1, 1), jnp.bool_),
-  }
-  model = TwoTower(spec)
-  return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
-
-
-def initial_params(spec: specs.TwoTowerSpec, seed: int) -> dict:
-  """Random parameters."""
-  size = spec.vision.image_size
-  batch = {
+  return {
     "image": jnp.zeros((1, size, size, 3), jnp.uint8),
     "text_ids": jnp.zeros((1, 1), jnp.int32),
     "text_mask": jnp.ones((1, 1), bool),
   }
-  init = jax.jit(TwoTower(spec).init)
-  return init(jax.random.key(seed), batch)["params"]
+
+
+FAMILY = towers.Family(
+  model=TwoTower,
+  macs=macs,
+  example=example,
+  alone={
+    "vision": ("encode_image", ("image",)),
+    "text": ("encode_text", ("text_ids", "text_mask")),
+  },
+)

@@ -118,9 +118,7 @@ def resample_positions(
   for offset in range(-1, 3):
     source = first + offset
     rows = np.clip(source, 0, old - 1)
-    np.add.at(
-      weights, (np.arange(grid), rows), _cubic(centres - source, -0.75)
-    )
+    np.add.at(weights, (np.arange(grid), rows), _cubic(centres - source, -0.75))
   square = np.asarray(patches, np.float64).reshape(old, old, -1)
   square = np.einsum("ai,bj,ijd->abd", weights, weights, square)
   resampled = square.reshape(grid * grid, -1).astype(table.dtype)

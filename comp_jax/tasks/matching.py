@@ -72,7 +72,7 @@ def evaluate(
 
 def predict(spec: specs.MatchingSpec | specs.NlvrSpec) -> task.Predict:
   """Logits of evaluation batches, whose images have one sentence each."""
-  forward = families.of(spec).prunable(spec).forward
+  forward = families.prunable(spec).forward
 
   def logits(params, masks, policies, batch):
     one = {key: batch[key][:, 0] for key in ("text_ids", "text_mask")}

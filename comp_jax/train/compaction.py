@@ -10,7 +10,7 @@ import numpy as np
 
 from comp_jax.core import compact
 from comp_jax.core import tokens as tokens_lib
-from comp_jax.models import specs, towers
+from comp_jax.models import specs
 from comp_jax.train import costs, prepare
 from comp_jax.train import state as state_lib
 
@@ -68,7 +68,7 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
   )
   masks = costs.trim(stage, state, spec_of, valid, caps)
   spec = spec_of(masks)
-  layers = {t: getattr(spec, t).encoder.layers for t in towers.NAMES}
+  layers = {t: getattr(spec, t).encoder.layers for t in spec.towers}
   dense = {t: getattr(job.spec, t).encoder.layers[0] for t in layers}
   static = {
     tower: tokens_lib.TokenPolicy(

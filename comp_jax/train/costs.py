@@ -11,7 +11,7 @@ from comp_jax import errors
 from comp_jax.core import cost
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
-from comp_jax.models import families, specs, towers
+from comp_jax.models import families, specs
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 
@@ -25,7 +25,7 @@ def valid_tokens(
   )
   return {
     "vision": np.full(
-      len(lengths) * specs.images_per_example(spec),
+      len(lengths) * spec.images,
       spec.vision.tokens,
       np.int64,
     ),
@@ -52,9 +52,9 @@ def static_macs(
       (caps or {}).get(tower),
       getattr(spec, tower).encoder.depth,
     )
-    for tower in towers.NAMES
+    for tower in spec.towers
   }
-  return float(families.of(spec).macs(spec, None, counts))
+  return float(families.macs(spec, None, counts))
 
 
 def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:

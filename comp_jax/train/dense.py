@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     # Data and model.
     data, spec, params = _start(config)
     objective = step_lib.Objective(
-      prunable=families.of(spec).prunable(spec),
+      prunable=families.prunable(spec),
       loss=tasks.of(spec).loss,
       microbatches=config.train.microbatches,
     )
@@ -126,4 +126,4 @@ def _initial(config, spec, data):
       f"config.model: {config.model.preset} is trained from its pretrained "
       "weights; set config.model.pretrained=True"
     )
-  return families.of(spec).initial_params(spec, config.seed)
+  return families.initial_params(spec, config.seed)

@@ -111,7 +111,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   wanted = config.prune.validation // chunk * chunk
   examples = data.examples("select", min(wanted, available))
   select = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), examples)
-  prunable = families.of(dense.spec).prunable(
+  prunable = families.prunable(
     dense.spec,
     min_heads=config.model.min_heads,
     min_neurons=config.model.min_neurons,

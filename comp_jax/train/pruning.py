@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from comp_jax.interop import atomic, store
-from comp_jax.models import families, specs, towers
+from comp_jax.models import families
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
   compaction,
@@ -62,7 +62,7 @@ def run(
     objective = job.stage.objective
 
     # Dense.
-    zero = {t: np.zeros((), np.float32) for t in towers.NAMES}
+    zero = {t: np.zeros((), np.float32) for t in job.spec.towers}
     note(
       "dense",
       evaluate,
@@ -108,7 +108,7 @@ def run(
     )
     fine = dataclasses.replace(
       objective,
-      prunable=families.of(small.spec).prunable(small.spec),
+      prunable=families.prunable(small.spec),
       microbatches=config.finetune.microbatches,
     )
     started = time.monotonic()
@@ -255,5 +255,5 @@ def _samples(job, state) -> dict[str, np.ndarray]:
   return {
     "image": images,
     "valid": np.asarray(aux["vision"]["valid"]).transpose(1, 0, 2),
-    "text": np.repeat(texts, specs.images_per_example(job.spec)),
+    "text": np.repeat(texts, job.spec.images),
   }

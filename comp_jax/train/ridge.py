@@ -98,9 +98,11 @@ def _unit(x: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
 def _logit_scale(images, texts) -> np.ndarray:
   """log of the scale with the least contrastive loss, over small batches."""
   count = len(images) // PAIRS * PAIRS or len(images)
-  fold = lambda x: jnp.asarray(  # noqa: E731
-    x[:count].reshape(-1, min(PAIRS, count), x.shape[-1]), jnp.float32
-  )
+
+  def fold(x):
+    parts = x[:count].reshape(-1, min(PAIRS, count), x.shape[-1])
+    return jnp.asarray(parts, jnp.float32)
+
   concept = {"concept": jnp.arange(min(PAIRS, count))}
 
   def loss(scale, image, text):

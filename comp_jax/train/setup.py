@@ -163,18 +163,6 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
   }
 
 
-def with_options(
-  spec: specs.ModelSpec, options: Mapping[str, Any]
-) -> specs.ModelSpec:
-  """The spec with both encoders' options replaced."""
-  sides = {}
-  for tower in towers.NAMES:
-    side = getattr(spec, tower)
-    encoder = dataclasses.replace(side.encoder, **options)
-    sides[tower] = dataclasses.replace(side, encoder=encoder)
-  return dataclasses.replace(spec, **sides)
-
-
 def new_spec(
   config: ml_collections.ConfigDict, tokenizer: tokenizers.TextTokenizer
 ) -> specs.ModelSpec:
@@ -224,7 +212,7 @@ def load_dense(
     )
   if config.model.preset:
     wanted = new_spec(config, tokenizer)
-    shapes = families.of(wanted).param_shapes(wanted)
+    shapes = families.param_shapes(wanted)
     tensors.check_tree(loaded.params, shapes, path)
   if loaded.spec.vision.image_size != size:
     raise errors.UserError(
@@ -236,7 +224,7 @@ def load_dense(
       f"config.data.text_length is {config.data.text_length}, the model of "
       f"{path} has {loaded.spec.text.max_length} positions"
     )
-  spec = with_options(loaded.spec, model_options(config))
+  spec = specs.with_encoders(loaded.spec, **model_options(config))
   return dataclasses.replace(loaded, spec=spec)
 
 

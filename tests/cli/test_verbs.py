@@ -77,7 +77,7 @@ def test_inspect_cost_adds_up(model, capsys):
     "vision": np.full((1, depth[0] + 1), 17),
     "text": np.full((1, depth[1] + 1), 7),
   }
-  total = families.of(spec).macs(spec, None, counts)
+  total = families.macs(spec, None, counts)
   assert f"{total / 1e9:.4f} G" in shown
   assert f"{families.params_count(spec):,}" in shown
 

@@ -107,8 +107,14 @@ def test_unreachable_targets_give_the_ends():
 
 def _table(granularity, tower="vision", layers=LAYERS):
   return groups_lib.encoder_groups(
-    tower=tower, mode="m", layers=layers, heads=HEADS, head_width=HEAD_WIDTH,
-    neurons=NEURONS, granularity=granularity, layer_scale=True,
+    tower=tower,
+    mode="m",
+    layers=layers,
+    heads=HEADS,
+    head_width=HEAD_WIDTH,
+    neurons=NEURONS,
+    granularity=granularity,
+    layer_scale=True,
   )
 
 

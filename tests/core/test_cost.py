@@ -10,7 +10,7 @@ import pytest
 from comp_jax.core import compact, cost
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import specs, two_tower
+from comp_jax.models import families, specs, two_tower
 
 CLIP = dict(
   patches=576,
@@ -91,7 +91,7 @@ def _masks(model, seed=0):
     live[:, 0] = True
     return jnp.asarray(live.astype(np.float32))
 
-  return masks_lib.build(two_tower.groups(model), leaf)
+  return masks_lib.build(families.groups(model), leaf)
 
 
 def test_macs_equal_a_count_by_hand():
@@ -129,42 +129,42 @@ def test_traced_macs_equal_integers():
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 def test_macs_of_masks_equal_those_of_the_compact_model(granularity):
   model = _spec(granularity=granularity)
-  groups, masks, counts = two_tower.groups(model), _masks(model), _counts()
+  groups, masks, counts = families.groups(model), _masks(model), _counts()
   small = specs.compacted(model, compact.units_left(groups, masks))
-  traced = jax.jit(lambda m, c: two_tower.macs(model, m, c))(
+  traced = jax.jit(lambda m, c: families.macs(model, m, c))(
     masks, jax.tree.map(jnp.asarray, counts)
   )
-  exact = two_tower.macs(small, None, counts)
+  exact = families.macs(small, None, counts)
   np.testing.assert_allclose(traced, exact, rtol=1e-6)
   per_sample = [
-    two_tower.macs(
+    families.macs(
       small, None, jax.tree.map(lambda c, i=i: c[i : i + 1], counts)
     )
     for i in range(3)
   ]
   assert all(value == int(value) for value in per_sample)
   np.testing.assert_allclose(exact, np.mean(per_sample), rtol=1e-12)
-  assert exact < two_tower.macs(model, None, counts)
+  assert exact < families.macs(model, None, counts)
 
 
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 def test_the_gradient_of_a_mask_is_what_its_unit_saves(granularity):
   model, counts = _spec(granularity=granularity), _counts()
-  groups = two_tower.groups(model)
+  groups = families.groups(model)
   masks = masks_lib.ones(groups)
   gradient = jax.jit(
     jax.grad(
-      lambda m: two_tower.macs(model, m, jax.tree.map(jnp.asarray, counts))
+      lambda m: families.macs(model, m, jax.tree.map(jnp.asarray, counts))
     )
   )(masks)
   units = compact.units_left(groups, masks)
-  dense = two_tower.macs(specs.compacted(model, units), None, counts)
+  dense = families.macs(specs.compacted(model, units), None, counts)
   for group in groups:
     tower, kind = group.name.split("/")
     for layer in range(group.layers):
       fewer = {name: list(left) for name, left in units.items()}
       fewer[group.name][layer] -= 1
-      less = two_tower.macs(specs.compacted(model, fewer), None, counts)
+      less = families.macs(specs.compacted(model, fewer), None, counts)
       np.testing.assert_allclose(
         gradient[tower][kind][layer], dense - less, rtol=1e-6
       )
@@ -183,10 +183,10 @@ def test_macs_agree_with_xla_on_a_compact_model():
   for LayerNorm: a wide model keeps those few.
   """
   model = _spec(width=512, mlp=1536)
-  groups, masks = two_tower.groups(model), _masks(model)
+  groups, masks = families.groups(model), _masks(model)
   small = specs.compacted(model, compact.units_left(groups, masks))
   keep = {"vision": (13, 9, 6), "text": (12, 7)}
-  shapes = two_tower.param_shapes(small)
+  shapes = families.param_shapes(small)
   b = 2
   batch = {
     "image": jax.ShapeDtypeStruct((b, 32, 32, 3), jnp.uint8),
@@ -210,7 +210,7 @@ def test_macs_agree_with_xla_on_a_compact_model():
     "vision": cost.static_counts(np.full(b, 17), keep["vision"], 3),
     "text": cost.static_counts(np.full(b, 16), keep["text"], 2),
   }
-  macs = two_tower.macs(small, None, counts)
+  macs = families.macs(small, None, counts)
   assert 0.97 < macs * b / (flops / 2) < 1.01
   # The same check fails for counts or widths of the dense model.
-  assert two_tower.macs(model, None, counts) > 1.2 * macs
+  assert families.macs(model, None, counts) > 1.2 * macs

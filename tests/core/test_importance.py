@@ -13,7 +13,7 @@ from comp_jax.core import groups as groups_lib
 from comp_jax.core import importance, tokens
 from comp_jax.core import masks as masks_lib
 from comp_jax.models import encoder as encoder_lib
-from comp_jax.models import specs, two_tower
+from comp_jax.models import families, specs, two_tower
 from tests.core import reference
 
 FEW = hypothesis.settings(max_examples=30, derandomize=True, deadline=None)
@@ -75,8 +75,14 @@ def test_weighted_moment_is_a_mean_over_samples():
 
 def _group(kind, granularity="head", layer_scale=True):
   table = groups_lib.encoder_groups(
-    tower="vision", mode="m", layers=2, heads=3, head_width=2, neurons=5,
-    granularity=granularity, layer_scale=layer_scale,
+    tower="vision",
+    mode="m",
+    layers=2,
+    heads=3,
+    head_width=2,
+    neurons=5,
+    granularity=granularity,
+    layer_scale=layer_scale,
   )
   return table[("attn", "mlp").index(kind)]
 
@@ -188,9 +194,7 @@ def test_standardised_scores_are_numpys(how, seed):
   other = _standardise(
     jnp.asarray(noisy, jnp.float32), jnp.asarray(live, jnp.float32), how
   )
-  np.testing.assert_array_equal(
-    np.asarray(other)[live], np.asarray(got)[live]
-  )
+  np.testing.assert_array_equal(np.asarray(other)[live], np.asarray(got)[live])
 
 
 def test_layer_mean_keeps_the_sign_and_survives_empty_layers():
@@ -258,7 +262,12 @@ def test_encoder_scores_drops_and_moments_are_numpys(name):
   pre, layer_scale, reads_cls, gate, cip, combine = ENCODERS[name]
   rng = np.random.default_rng(3)
   spec = specs.encoder(
-    width=WIDTH, depth=DEPTH, heads=2, mlp=6, norm_first=pre, norm_eps=1e-6,
+    width=WIDTH,
+    depth=DEPTH,
+    heads=2,
+    mlp=6,
+    norm_first=pre,
+    norm_eps=1e-6,
     layer_scale=layer_scale,
   )
   module = encoder_lib.Encoder(spec)
@@ -293,9 +302,7 @@ def test_encoder_scores_drops_and_moments_are_numpys(name):
   out, aux = run(params, state, jax.tree.map(jnp.asarray, masks), None, policy)
 
   stacked = jax.tree.map(np.float64, params["params"]["layers"])
-  layers = [
-    jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(DEPTH)
-  ]
+  layers = [jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(DEPTH)]
   traces = []
   for b, length in enumerate(lengths):
     end, positions, trace = reference.encode(
@@ -396,8 +403,14 @@ GRANULARITY = {"vision": "head", "text": "channel"}
 def _model(**changes):
   def encoder(tower, **options):
     return specs.encoder(
-      width=8, depth=2, heads=2, mlp=6, norm_eps=1e-6,
-      granularity=GRANULARITY[tower], **options, **changes,
+      width=8,
+      depth=2,
+      heads=2,
+      mlp=6,
+      norm_eps=1e-6,
+      granularity=GRANULARITY[tower],
+      **options,
+      **changes,
     )
 
   return specs.TwoTowerSpec(
@@ -437,7 +450,7 @@ def _inputs():
   shapes = jax.eval_shape(model.init, jax.random.key(0), _batch())
   params = _random(rng, shapes["params"], 0.6)
   masks = masks_lib.build(
-    two_tower.groups(_model(), min_neurons=1),
+    families.groups(_model(), min_neurons=1),
     lambda g: jnp.asarray(
       rng.uniform(0.2, 1.0, (g.layers, g.units)), jnp.float32
     ),
@@ -507,7 +520,7 @@ def test_taps_change_nothing_in_the_forward_pass(scanned):
   for name in ("unweighted", "weighted"):
     _close(scanned[name][1], scanned["gradient"][1], 1e-6)
   # Tokens are dropped in both towers, and in the middle of the stack.
-  for tower in two_tower.TOWERS:
+  for tower in ("vision", "text"):
     counts = np.asarray(scanned["weighted"][1][1][tower]["counts"])
     assert (counts[:, 1] < counts[:, 0]).any()
 
@@ -517,7 +530,7 @@ def captured():
   """Unrolled and untapped: every masked z, its weights, its y_bar; the aux."""
   params, masks = _inputs()
   unrolled = dict(params)
-  for tower in two_tower.TOWERS:
+  for tower in ("vision", "text"):
     stacked = params[tower]["encoder"]["layers"]
     rows = {
       f"layers_{i}": jax.tree.map(lambda p, i=i: p[i], stacked)
@@ -541,7 +554,11 @@ def captured():
     original, importance.tap = importance.tap, capture
     try:
       output, aux = model.apply(
-        {"params": unrolled}, _batch(), masks, probes, _policies(),
+        {"params": unrolled},
+        _batch(),
+        masks,
+        probes,
+        _policies(),
         importance.Estimator(),
       )
     finally:
@@ -550,9 +567,7 @@ def captured():
 
   shapes = jax.eval_shape(lambda: forward(None)[1][0])
   zeros = [jnp.zeros(z.shape) for z, _ in shapes]
-  gradient = jax.jit(
-    jax.grad(forward, has_aux=True), compiler_options=QUICK
-  )
+  gradient = jax.jit(jax.grad(forward, has_aux=True), compiler_options=QUICK)
   y_bar, (seen, aux) = gradient(zeros)
   return seen, y_bar, aux
 
@@ -564,7 +579,7 @@ def test_tap_weights_are_the_layers_own_shares(captured):
   seen, _, aux = captured
   ids = np.asarray(_batch()["text_ids"])
   index = 0
-  for tower in two_tower.TOWERS:
+  for tower in ("vision", "text"):
     valid = np.asarray(aux[tower]["valid"])
     protected = np.zeros(valid.shape[1:], bool)
     protected[:, 0] = True
@@ -591,7 +606,7 @@ def test_tap_weights_are_the_layers_own_shares(captured):
 def test_weighted_tap_is_brute_force(captured, scanned):
   seen, y_bar, _ = captured
   index = 0
-  for tower in two_tower.TOWERS:
+  for tower in ("vision", "text"):
     got = scanned["weighted"][0][tower]
     # [b, n, heads, head width]: a channel is shared by all heads.
     axes = "bn,bnhe->h" if GRANULARITY[tower] == "head" else "bn,bnhe->e"

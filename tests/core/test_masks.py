@@ -21,9 +21,7 @@ _removable = jax.jit(masks.removable, static_argnums=2)
 def _groups():
   options = dict(layers=3, heads=4, head_width=2, neurons=5, min_neurons=2)
   return (
-    *groups_lib.encoder_groups(
-      tower="vision", mode="vision_params", **options
-    ),
+    *groups_lib.encoder_groups(tower="vision", mode="vision_params", **options),
     *groups_lib.encoder_groups(
       tower="text",
       mode="language_params",
@@ -205,6 +203,11 @@ def test_group_floors_and_granularity():
   assert heads.indivisible and not neurons.indivisible
   with pytest.raises(ValueError, match="granularity"):
     groups_lib.encoder_groups(
-      tower="vision", mode="m", layers=1, heads=1, head_width=1, neurons=1,
+      tower="vision",
+      mode="m",
+      layers=1,
+      heads=1,
+      head_width=1,
+      neurons=1,
       granularity="row",
     )

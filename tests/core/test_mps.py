@@ -66,9 +66,7 @@ COST, LAST, STAGE = [0.5, -0.2, 3.0, 0.1], [8, 9, 2, 5], 10
 )
 def test_choice_follows_equation_9(exhausted):
   options = mps.Options(explore=0.3, temperature=3.0)
-  explored, greedy = _frequencies(
-    _state(COST, LAST, STAGE), exhausted, options
-  )
+  explored, greedy = _frequencies(_state(COST, LAST, STAGE), exhausted, options)
   _within(np.array([explored.sum(), greedy.sum()]), [0.3, 0.7])
   open_ = [not e for e in exhausted]
   _within(explored, reference.exploration(STAGE, LAST, open_, 3.0))

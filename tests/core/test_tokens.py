@@ -85,8 +85,7 @@ def test_causal_scores_are_means_over_the_queries_that_see_a_token(seed):
     jnp.asarray(attention, jnp.float32), jnp.asarray(pool), None, causal=True
   )
   expected = [
-    reference.token_scores(attention[b], pool[b], causal=True)
-    for b in range(B)
+    reference.token_scores(attention[b], pool[b], causal=True) for b in range(B)
   ]
   np.testing.assert_allclose(scores, expected, atol=1e-6)
   # Even attention makes every token equal, however early it stands.
@@ -328,7 +327,12 @@ def test_static_equals_mask_at_equal_counts(combine):
 def _encoder():
   """An unrolled encoder of three layers, its parameters' shapes and tokens."""
   spec = specs.encoder(
-    width=8, depth=3, heads=2, mlp=12, norm_first=False, norm_eps=1e-6,
+    width=8,
+    depth=3,
+    heads=2,
+    mlp=12,
+    norm_first=False,
+    norm_eps=1e-6,
     scan=False,
   )
   module = encoder_lib.Encoder(spec)
@@ -345,11 +349,7 @@ def test_static_counts_are_refused_where_they_cannot_work():
   policy = tokens.TokenPolicy(keep=(8, 8))
   with pytest.raises(ValueError, match="2 static counts for 3 layers"):
     jax.eval_shape(module.apply, params, state, None, None, policy)
-  scanned = encoder_lib.Encoder(
-    dataclasses.replace(module.spec, scan=True)
-  )
+  scanned = encoder_lib.Encoder(dataclasses.replace(module.spec, scan=True))
   policy = tokens.TokenPolicy(keep=(8, 8, 8))
   with pytest.raises(ValueError, match="unrolled"):
-    jax.eval_shape(
-      scanned.init, jax.random.key(0), state, None, None, policy
-    )
+    jax.eval_shape(scanned.init, jax.random.key(0), state, None, None, policy)

@@ -64,7 +64,9 @@ def official(tmp_path):
   lines.append("2258277193_586949ec62.jpg.1#0\tsome people .")
   (folder / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
   for split, part in (
-    ("train", ids[:12]), ("dev", ids[12:15]), ("test", ids[15:])
+    ("train", ids[:12]),
+    ("dev", ids[12:15]),
+    ("test", ids[15:]),
   ):
     text = "\n".join(part) + "\n"
     (folder / f"Flickr_8k.{split}Images.txt").write_text(text)

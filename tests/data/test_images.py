@@ -89,10 +89,16 @@ def test_jitter_changes_colours_only_when_asked():
   assert (out != plain).any()
 
 
-@pytest.mark.parametrize("field, value", [
-  ("crop_scale", (0.0, 1.0)), ("crop_scale", (0.5, 1.5)),
-  ("crop_ratio", (2.0, 1.0)), ("flip", 1.5), ("word_dropout", -0.1),
-])
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("crop_scale", (0.0, 1.0)),
+    ("crop_scale", (0.5, 1.5)),
+    ("crop_ratio", (2.0, 1.0)),
+    ("flip", 1.5),
+    ("word_dropout", -0.1),
+  ],
+)
 def test_bad_spec(field, value):
   with pytest.raises(errors.UserError, match=f"augment.{field}"):
     images.AugmentSpec(**{field: value})

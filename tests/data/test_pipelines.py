@@ -124,9 +124,7 @@ def test_resume_with_any_thread_count(toy_source, tokenizer, threads):
     assert a["image"].shape == (3, 4, 12, 12, 3)
     assert_equal(a, b)
     for step in range(3):
-      assert_equal(
-        {k: v[step] for k, v in a.items()}, ds[3 * stage + step]
-      )
+      assert_equal({k: v[step] for k, v in a.items()}, ds[3 * stage + step])
   whole.close()
   resumed.close()
 
@@ -138,7 +136,8 @@ def test_threads_end_with_the_iterator(toy_source, tokenizer):
   )
   next(stages)
   started = [
-    t for t in threading.enumerate()
+    t
+    for t in threading.enumerate()
     if t not in before and "grain-prefetch" in t.name
   ]
   assert len(started) == 3
@@ -148,11 +147,14 @@ def test_threads_end_with_the_iterator(toy_source, tokenizer):
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("kwargs, match", [
-  ({"batch_size": 11}, "10 training examples"),
-  ({"batch_size": 0}, "batch_size"),
-  ({"seed": -1}, "seed"),
-])
+@pytest.mark.parametrize(
+  "kwargs, match",
+  [
+    ({"batch_size": 11}, "10 training examples"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"seed": -1}, "seed"),
+  ],
+)
 def test_bad_arguments(toy_source, tokenizer, kwargs, match):
   with pytest.raises(errors.UserError, match=match):
     train(toy_source, tokenizer, **kwargs)
@@ -208,12 +210,21 @@ def test_real_emoji(emoji):
   texts = [emoji["train"][i]["captions"][0] for i in range(200)]
   tokenizer = tokenizers.train_wordpiece(texts, 400)
   batch = pipelines.train_batches(
-    emoji["train"], tokenizer, batch_size=8, image_size=32, text_length=24,
-    seed=3, augment=AUGMENT,
+    emoji["train"],
+    tokenizer,
+    batch_size=8,
+    image_size=32,
+    text_length=24,
+    seed=3,
+    augment=AUGMENT,
   )[5]
   assert batch["image"].std() > 10
   (dev,) = pipelines.eval_batches(
-    emoji["test"], tokenizer, batch_size=8, image_size=32, text_length=24,
+    emoji["test"],
+    tokenizer,
+    batch_size=8,
+    image_size=32,
+    text_length=24,
     limit=5,
   )
   assert dev["text_ids"].shape == (8, 1, 24) and dev["_mask"].sum() == 5

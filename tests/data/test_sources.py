@@ -27,7 +27,9 @@ def sha(text):
 
 def test_emoji_splits(emoji):
   assert {name: len(s) for name, s in emoji.items()} == {
-    "train": 2516, "select": 200, "test": 1321
+    "train": 2516,
+    "select": 200,
+    "test": 1321,
   }
   concepts = {n: {e["concept"] for e in all_of(s)} for n, s in emoji.items()}
   styles = {
@@ -63,7 +65,8 @@ def test_no_country_flags(emoji):
   flags = {r["code"] for r in rows if r["subgroup"] == "country flags"}
   seen = {
     e["id"].split("/")[0]
-    for split in ("train", "select") for e in all_of(emoji[split])
+    for split in ("train", "select")
+    for e in all_of(emoji[split])
   }
   assert flags and not flags & seen
 
@@ -75,7 +78,9 @@ def test_caption_without_keywords():
 
 def test_flickr8k_splits(flickr8k):
   assert {name: len(s) for name, s in flickr8k.items()} == {
-    "train": 5000, "select": 1000, "dev": 1000
+    "train": 5000,
+    "select": 1000,
+    "dev": 1000,
   }
   ids = {n: {e["id"] for e in all_of(s)} for n, s in flickr8k.items()}
   assert len(ids["train"] | ids["select"] | ids["dev"]) == 7000
@@ -139,9 +144,10 @@ def test_out_of_range(official):
     source[3]
 
 
-@pytest.mark.parametrize("name, needs", [
-  ("flickr8k", "flickr8k_128px.parquet"), ("emoji", "emoji_64px.parquet")
-])
+@pytest.mark.parametrize(
+  "name, needs",
+  [("flickr8k", "flickr8k_128px.parquet"), ("emoji", "emoji_64px.parquet")],
+)
 def test_missing_data_says_how_to_get_it(tmp_path, name, needs):
   with pytest.raises(errors.UserError) as e:
     sources.open_source(name, dir=str(tmp_path))
@@ -169,8 +175,11 @@ def test_unknown_name():
 
 
 def built(cache_dir):
-  return [p for p in pathlib.Path(cache_dir).rglob("*") if p.is_file()
-          and p.name != "lock"]
+  return [
+    p
+    for p in pathlib.Path(cache_dir).rglob("*")
+    if p.is_file() and p.name != "lock"
+  ]
 
 
 @pytest.fixture
@@ -258,7 +267,10 @@ sources.open_source("flickr8k", dir={str(official)!r})
   assert list(own_cache.rglob("incomplete.*"))
   splits = sources.open_source("flickr8k", dir=str(official))
   assert {n: len(s) for n, s in splits.items()} == {
-    "train": 10, "select": 2, "dev": 3, "test": 2
+    "train": 10,
+    "select": 2,
+    "dev": 3,
+    "test": 2,
   }
   assert not list(own_cache.rglob("incomplete.*"))
   assert not list(own_cache.rglob("downloads"))

@@ -87,7 +87,10 @@ def test_training_is_deterministic(wordpiece):
   for _ in range(2):
     out = subprocess.run(
       [sys.executable, "-c", code],
-      env=env, capture_output=True, text=True, check=True,
+      env=env,
+      capture_output=True,
+      text=True,
+      check=True,
     )
     assert out.stdout == wordpiece.to_json()
 

@@ -115,9 +115,7 @@ def test_the_authors_layout_gives_the_same_parameters(model, folder, tmp_path):
   arrays = _original(model)
   state = {k: torch.tensor(np.asarray(v)) for k, v in arrays.items()}
   torch.save({"model": state, "epoch": 3}, tmp_path / "model_base.pth")
-  loaded = load.load(
-    tmp_path / "model_base.pth", task="matching", heads=(3, 4)
-  )
+  loaded = load.load(tmp_path / "model_base.pth", task="matching", heads=(3, 4))
   # The layouts do not tell the vision norms' epsilon; the config does.
   jax.tree.map(
     np.testing.assert_array_equal, dict(loaded.params), dict(ours.params)

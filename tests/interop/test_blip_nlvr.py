@@ -10,7 +10,7 @@ from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.interop import blip, load
-from comp_jax.models import blip_nlvr, families, presets, specs, towers
+from comp_jax.models import families, presets, specs, towers
 from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -81,7 +81,7 @@ def test_gradients_equal_torchs(model, loaded, batch):
   )
   model.zero_grad()
   torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).backward()
-  run = families.of(loaded.spec).prunable(loaded.spec).forward
+  run = families.prunable(loaded.spec).forward
   inputs = jax.tree.map(jnp.asarray, batch)
 
   @jax.jit
@@ -119,7 +119,7 @@ def test_gradients_equal_torchs(model, loaded, batch):
 
 def test_zero_mask_equals_sliced_out_with_both_cross_attentions(loaded, batch):
   spec, params = loaded.spec, jax.device_get(loaded.params)
-  groups = blip_nlvr.groups(spec)
+  groups = families.groups(spec)
   assert {g.name for g in groups if g.mode == "cross_params"} == {
     "text/cross0",
     "text/cross1",
@@ -134,20 +134,20 @@ def test_zero_mask_equals_sliced_out_with_both_cross_attentions(loaded, batch):
   masks = masks_lib.build(groups, leaf)
   small = specs.compacted(spec, compact.units_left(groups, masks))
   sliced = compact.slice_params(params, groups, masks)
-  policies = {tower: TokenPolicy(theta=0.7) for tower in towers.NAMES}
+  policies = {tower: TokenPolicy(theta=0.7) for tower in ("vision", "text")}
   output, aux = kit.apply(spec, params, batch, masks, policies=policies)
   same, small_aux = kit.apply(small, sliced, batch, policies=policies)
   np.testing.assert_allclose(
     same["logits"], output["logits"], rtol=0, atol=1e-5
   )
-  counts = {t: np.asarray(aux[t]["counts"], np.int64) for t in towers.NAMES}
+  counts = {t: np.asarray(aux[t]["counts"], np.int64) for t in aux}
   # Each image counts for itself.
   assert counts["vision"].shape == (6, 3)
-  traced = blip_nlvr.macs(spec, masks, jax.tree.map(jnp.asarray, counts))
-  exact = blip_nlvr.macs(small, None, counts)
+  traced = families.macs(spec, masks, jax.tree.map(jnp.asarray, counts))
+  exact = families.macs(small, None, counts)
   np.testing.assert_allclose(traced, exact, rtol=1e-6)
   assert specs.from_dict(specs.to_dict(small)) == small
-  removable = blip_nlvr.prunable(spec, min_neurons=4).removable(
+  removable = families.prunable(spec, min_neurons=4).removable(
     masks_lib.ones(groups), jax.tree.map(jnp.asarray, counts)
   )
   assert removable.shape == (5,) and np.all(np.asarray(removable) > 0)
@@ -163,7 +163,7 @@ def test_mask_execution_equals_static_for_each_image(loaded, batch):
     tower: TokenPolicy(
       keep=tuple(int(k) for k in np.asarray(aux[tower]["counts"])[0, 1:])
     )
-    for tower in towers.NAMES
+    for tower in ("vision", "text")
   }
   assert static["vision"].keep[-1] < 17
   flat, flat_params = towers.unrolled(spec, params)
@@ -214,7 +214,7 @@ def test_published_size_and_cost():
   spec = presets.spec("blip_nlvr")
   assert round(families.params_count(spec) / 1e6, 3) == 259.372
   counts = {"vision": np.full((2, 13), 577), "text": np.full((1, 13), 36)}
-  total = blip_nlvr.macs(spec, None, counts)
+  total = families.macs(spec, None, counts)
   assert round(total / 1e9, 4) == 132.5407
 
 

@@ -8,7 +8,7 @@ import comp_jax
 from comp_jax import errors
 from comp_jax.core import cost
 from comp_jax.interop import clip, load
-from comp_jax.models import families, presets, two_tower
+from comp_jax.models import families, presets
 from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -258,7 +258,7 @@ def test_published_sizes_and_macs(name, params, macs):
     "vision": np.full((1, spec.vision.encoder.depth + 1), grid**2 + 1),
     "text": np.full((1, spec.text.encoder.depth + 1), 77),
   }
-  assert two_tower.macs(spec, None, counts) == expected
+  assert families.macs(spec, None, counts) == expected
   if macs is not None:
     assert round(expected / 1e9, 1) == round(macs / 1e9, 1) == 197.8
 

@@ -20,7 +20,6 @@ transformers = pytest.importorskip(
 )
 
 
-
 @pytest.fixture(scope="module", params=["clip", "blip"])
 def case(request, tmp_path_factory):
   """A published folder, its compact model, transformers' class, inputs."""
@@ -44,7 +43,7 @@ def case(request, tmp_path_factory):
 
 
 def _pruned(loaded):
-  groups = families.of(loaded.spec).groups(loaded.spec)
+  groups = families.groups(loaded.spec)
   rng = np.random.default_rng(4)
 
   def leaf(group):

@@ -1,13 +1,11 @@
 """Small two-tower models, random parameters and batches for the tests."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from comp_jax.models import families, specs, two_tower
+from comp_jax.models import families, specs
 
 VOCAB, LENGTH, SEP = 40, 12, 3
 
@@ -117,22 +115,10 @@ def _blip(depth, options):
   )
 
 
-def with_encoders(model: specs.TwoTowerSpec, **changes):
-  """The spec with the same change in both encoders."""
-  sides = {
-    tower: dataclasses.replace(
-      getattr(model, tower),
-      encoder=dataclasses.replace(getattr(model, tower).encoder, **changes),
-    )
-    for tower in two_tower.TOWERS
-  }
-  return dataclasses.replace(model, **sides)
-
-
 def params(model: specs.TwoTowerSpec, seed=0):
   """Random values everywhere: no bias is 0 and no scale is 1."""
   rng = np.random.default_rng(seed)
-  flat = traverse_util.flatten_dict(families.of(model).param_shapes(model))
+  flat = traverse_util.flatten_dict(families.param_shapes(model))
 
   def draw(path, shape):
     value = rng.normal(size=shape)
@@ -152,7 +138,7 @@ def params(model: specs.TwoTowerSpec, seed=0):
 def unrolled(tree, model: specs.TwoTowerSpec):
   """Stacked parameters as those of the unrolled dense model."""
   tree = jax.tree.map(np.asarray, tree)
-  for tower in two_tower.TOWERS:
+  for tower in ("vision", "text"):
     encoder = {
       f"layers_{i}": jax.tree.map(
         lambda x, i=i: x[i], tree[tower]["encoder"]["layers"]
@@ -198,7 +184,7 @@ def forward(
 ):
   """The model's output and aux."""
   tree, inputs = jax.tree.map(jnp.asarray, (tree, inputs))
-  run = families.of(model).prunable(model).forward
+  run = families.prunable(model).forward
   return run(tree, inputs, masks, probes, policies, estimator)
 
 

@@ -11,7 +11,7 @@ from comp_jax.core import compact, cost, importance
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import blip, families, specs, towers
+from comp_jax.models import blip, families, specs
 from tests.models import model_kit as kit
 
 BATCH = kit.batch()
@@ -42,7 +42,7 @@ def _some_removed(groups, names, seed=5):
 
 
 def test_it_has_all_five_modes():
-  assert blip.prunable(MODEL).modes == (
+  assert families.prunable(MODEL).modes == (
     "vision_params",
     "language_params",
     "cross_params",
@@ -54,29 +54,31 @@ def test_it_has_all_five_modes():
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 @pytest.mark.parametrize("names", [{"text/cross"}, None])
 def test_zero_mask_equals_sliced_out(names, granularity):
-  model = kit.with_encoders(MODEL, granularity=granularity)
-  groups = blip.groups(model)
+  model = specs.with_encoders(MODEL, granularity=granularity)
+  groups = families.groups(model)
   masks = _some_removed(groups, names or {g.name for g in groups})
   left = compact.units_left(groups, masks)
   small = specs.compacted(model, left)
   sliced = compact.slice_params(PARAMS, groups, masks)
   policies = {
     tower: TokenPolicy(theta=0.6, gate=granularity == "head")
-    for tower in towers.NAMES
+    for tower in ("vision", "text")
   }
   output, aux = kit.apply(model, PARAMS, BATCH, masks, policies=policies)
   same, small_aux = kit.apply(small, sliced, BATCH, policies=policies)
   close(same, output)
   dense, _ = kit.apply(model, PARAMS, BATCH, policies=policies)
   assert np.max(np.abs(dense["logits"] - output["logits"])) > 1e-3
-  for tower in towers.NAMES:
+  for tower in ("vision", "text"):
     np.testing.assert_array_equal(
       small_aux[tower]["counts"], aux[tower]["counts"]
     )
   # The costs agree too: masks and widths are two readings of one model.
-  counts = {t: np.asarray(aux[t]["counts"], np.int64) for t in towers.NAMES}
-  traced = blip.macs(model, masks, jax.tree.map(jnp.asarray, counts))
-  np.testing.assert_allclose(traced, blip.macs(small, None, counts), rtol=1e-6)
+  counts = {t: np.asarray(aux[t]["counts"], np.int64) for t in aux}
+  traced = families.macs(model, masks, jax.tree.map(jnp.asarray, counts))
+  np.testing.assert_allclose(
+    traced, families.macs(small, None, counts), rtol=1e-6
+  )
   assert families.params_count(small) == sum(
     x.size for x in jax.tree.leaves(sliced)
   )
@@ -85,8 +87,8 @@ def test_zero_mask_equals_sliced_out(names, granularity):
 
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 def test_a_group_lists_every_array_a_unit_touches(granularity):
-  model = kit.with_encoders(MODEL, granularity=granularity)
-  groups = blip.groups(model)
+  model = specs.with_encoders(MODEL, granularity=granularity)
+  groups = families.groups(model)
   masks = _some_removed(groups, {g.name for g in groups})
   wild = jax.tree.map(np.array, PARAMS)
   for group in groups:
@@ -103,7 +105,7 @@ def test_a_group_lists_every_array_a_unit_touches(granularity):
 
 
 def test_mask_execution_equals_static_at_equal_counts():
-  flat = kit.with_encoders(MODEL, scan=False)
+  flat = specs.with_encoders(MODEL, scan=False)
   params = kit.unrolled(PARAMS, MODEL)
   policies = {"vision": TokenPolicy(theta=0.8), "text": TokenPolicy(theta=0.9)}
   inputs = jax.tree.map(lambda x: np.repeat(x[:1], 2, axis=0), BATCH)
@@ -120,7 +122,7 @@ def test_mask_execution_equals_static_at_equal_counts():
 
 
 def test_padding_and_batch_composition_change_nothing():
-  policies = {tower: TokenPolicy(theta=0.8) for tower in towers.NAMES}
+  policies = {tower: TokenPolicy(theta=0.8) for tower in ("vision", "text")}
   output, _ = kit.apply(MODEL, PARAMS, BATCH, policies=policies)
   length = int(BATCH["text_mask"][1].sum())
   alone = {
@@ -167,8 +169,8 @@ def test_enc_takes_the_place_of_cls_when_the_text_looks_at_images():
 
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 def test_taylor_without_cip_is_minus_the_gradient_of_the_mask(granularity):
-  model = kit.with_encoders(MODEL, granularity=granularity)
-  groups = blip.groups(model)
+  model = specs.with_encoders(MODEL, granularity=granularity)
+  groups = families.groups(model)
   rng = np.random.default_rng(2)
   masks = masks_lib.build(
     groups,
@@ -193,7 +195,7 @@ def test_taylor_without_cip_is_minus_the_gradient_of_the_mask(granularity):
 
 def test_cip_weighs_keys_by_image_tokens_and_queries_by_text_tokens():
   """The score of a cross unit is the tap's sum with those two weights."""
-  groups = blip.groups(MODEL)
+  groups = families.groups(MODEL)
   masks = masks_lib.ones(groups)
   probes = jax.tree.map(jnp.zeros_like, masks)
 
@@ -229,7 +231,7 @@ def test_cip_weighs_keys_by_image_tokens_and_queries_by_text_tokens():
 
 def test_wanda_gathers_a_moment_for_every_group():
   estimator = importance.Estimator(kind="wanda")
-  masks = masks_lib.ones(blip.groups(MODEL))
+  masks = masks_lib.ones(families.groups(MODEL))
   _, aux = kit.apply(MODEL, PARAMS, BATCH, masks, estimator=estimator)
   assert aux["text"]["moments"]["cross"].shape == (2, 4, 4)
   assert np.all(np.asarray(aux["text"]["moments"]["cross"]) > 0)

@@ -9,7 +9,7 @@ import pytest
 
 from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
-from comp_jax.models import families, presets, specs, two_tower
+from comp_jax.models import families, presets, specs
 from tests.models import model_kit as kit
 
 
@@ -26,7 +26,7 @@ def _compact(model):
     live[:, 0] = True
     return live.astype(np.float32)
 
-  groups = two_tower.groups(model)
+  groups = families.groups(model)
   masks = masks_lib.build(groups, leaf)
   return masks, specs.compacted(model, compact.units_left(groups, masks))
 
@@ -41,10 +41,10 @@ MODELS = [
 
 @pytest.mark.parametrize("model", MODELS)
 def test_params_count_equals_the_tree(model):
-  dense = two_tower.param_shapes(model)
+  dense = families.param_shapes(model)
   assert families.params_count(model) == _size(dense)
   _, small = _compact(model)
-  assert families.params_count(small) == _size(two_tower.param_shapes(small))
+  assert families.params_count(small) == _size(families.param_shapes(small))
   assert families.params_count(small) < families.params_count(model)
 
 
@@ -66,9 +66,9 @@ def test_sliced_parameters_have_the_shapes_of_the_compacted_spec(granularity):
   model = kit.spec(granularity=granularity, depth=(12, 2))
   masks, small = _compact(model)
   sliced = compact.slice_params(
-    kit.params(model), two_tower.groups(model), masks
+    kit.params(model), families.groups(model), masks
   )
-  shapes = two_tower.param_shapes(small)
+  shapes = families.param_shapes(small)
   assert jax.tree.map(np.shape, sliced) == jax.tree.map(np.shape, shapes)
   assert len(set(small.vision.encoder.layers)) > 1
   assert not small.vision.encoder.scan

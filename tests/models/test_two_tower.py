@@ -12,7 +12,7 @@ from comp_jax.core import compact, importance
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import specs, two_tower
+from comp_jax.models import families, specs, two_tower
 from tests.models import model_kit as kit
 
 BATCH = kit.batch()
@@ -48,7 +48,7 @@ def _some_removed(groups, names, seed=5):
 
 
 def _sliced(model, params, masks):
-  groups = two_tower.groups(model)
+  groups = families.groups(model)
   small = specs.compacted(model, compact.units_left(groups, masks))
   return small, compact.slice_params(params, groups, masks)
 
@@ -66,7 +66,7 @@ GROUPS = ["vision/attn", "vision/mlp", "text/attn", "text/mlp", "all"]
 )
 def test_zero_mask_equals_sliced_out(name, granularity, options):
   model, params = _model(granularity=granularity, **options)
-  groups = two_tower.groups(model)
+  groups = families.groups(model)
   names = {group.name for group in groups}
   assert names == set(GROUPS) - {"all"}
   masks = _some_removed(groups, names if name == "all" else {name})
@@ -74,12 +74,12 @@ def test_zero_mask_equals_sliced_out(name, granularity, options):
   # Token choices must agree too: removed heads may not vote.
   policies = {
     tower: TokenPolicy(theta=0.6, gate=granularity == "head")
-    for tower in two_tower.TOWERS
+    for tower in ("vision", "text")
   }
   masked, aux = kit.apply(model, params, BATCH, masks, policies=policies)
   sliced, small_aux = kit.apply(small, small_params, BATCH, policies=policies)
   close(sliced, masked)
-  for tower in two_tower.TOWERS:
+  for tower in ("vision", "text"):
     close(small_aux[tower]["scores"], aux[tower]["scores"])
     np.testing.assert_array_equal(
       small_aux[tower]["counts"], aux[tower]["counts"]
@@ -96,7 +96,7 @@ def test_zero_mask_equals_sliced_out(name, granularity, options):
 def test_a_group_lists_every_array_a_unit_touches(granularity):
   """A removed unit has no influence: its weights may hold anything."""
   model, params = _model(granularity=granularity)
-  groups = two_tower.groups(model)
+  groups = families.groups(model)
   masks = _some_removed(groups, {g.name for g in groups})
   wild = jax.tree.map(np.array, params)
   for group in groups:
@@ -114,31 +114,31 @@ def test_a_group_lists_every_array_a_unit_touches(granularity):
 
 def test_no_threshold_and_live_masks_change_nothing():
   model, params = _model()
-  masks = masks_lib.ones(two_tower.groups(model))
-  policies = {tower: TokenPolicy(theta=0.0) for tower in two_tower.TOWERS}
+  masks = masks_lib.ones(families.groups(model))
+  policies = {tower: TokenPolicy(theta=0.0) for tower in ("vision", "text")}
   plain, _ = kit.apply(model, params, BATCH)
   output, aux = kit.apply(model, params, BATCH, masks, policies=policies)
   close(output, plain, atol=1e-6)
   # Op by op, where nothing is fused, they are the same bits.
-  flat = two_tower.TwoTower(kit.with_encoders(model, scan=False))
+  flat = two_tower.TwoTower(specs.with_encoders(model, scan=False))
   variables = {"params": kit.unrolled(params, model)}
   inputs = jax.tree.map(jnp.asarray, BATCH)
   plain, _ = flat.apply(variables, inputs)
   output, _ = flat.apply(variables, inputs, masks, policies=policies)
   jax.tree.map(np.testing.assert_array_equal, output, plain)
-  for tower in two_tower.TOWERS:
+  for tower in ("vision", "text"):
     counts = np.asarray(aux[tower]["counts"])
     assert np.all(counts == counts[:, :1])
 
 
 def test_scan_equals_unrolled():
   model, params = _model()
-  groups = two_tower.groups(model)
+  groups = families.groups(model)
   masks = _some_removed(groups, {g.name for g in groups})
-  policies = {tower: TokenPolicy(theta=0.7) for tower in two_tower.TOWERS}
+  policies = {tower: TokenPolicy(theta=0.7) for tower in ("vision", "text")}
   stacked = kit.apply(model, params, BATCH, masks, policies=policies)
   flat = kit.apply(
-    kit.with_encoders(model, scan=False),
+    specs.with_encoders(model, scan=False),
     kit.unrolled(params, model),
     BATCH,
     masks,
@@ -161,7 +161,7 @@ def test_options_of_the_stack_change_no_value_and_no_gradient(changes):
 
     return jax.value_and_grad(loss)(params)
 
-  close(run(kit.with_encoders(model, **changes), params), run(model, params))
+  close(run(specs.with_encoders(model, **changes), params), run(model, params))
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -169,8 +169,8 @@ def test_remat_keeps_the_taps(scan):
   model, params = _model()
   if not scan:
     params = kit.unrolled(params, model)
-    model = kit.with_encoders(model, scan=False)
-  masks = masks_lib.ones(two_tower.groups(_model()[0]))
+    model = specs.with_encoders(model, scan=False)
+  masks = masks_lib.ones(families.groups(_model()[0]))
   probes = jax.tree.map(jnp.zeros_like, masks)
   estimator = importance.Estimator(kind="taylor")
 
@@ -185,13 +185,13 @@ def test_remat_keeps_the_taps(scan):
 
   plain = scores(model)
   assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(plain))
-  close(scores(kit.with_encoders(model, remat=True)), plain)
+  close(scores(specs.with_encoders(model, remat=True)), plain)
 
 
 def test_bfloat16_runs_and_stays_close():
   model, params = _model()
-  policies = {tower: TokenPolicy(theta=0.3) for tower in two_tower.TOWERS}
-  half = kit.with_encoders(model, dtype="bfloat16")
+  policies = {tower: TokenPolicy(theta=0.3) for tower in ("vision", "text")}
+  half = specs.with_encoders(model, dtype="bfloat16")
   exact, _ = kit.apply(model, params, BATCH)
   output, aux = kit.apply(half, params, BATCH)
   dropping = jax.eval_shape(
@@ -203,7 +203,7 @@ def test_bfloat16_runs_and_stays_close():
     similarity = np.sum(np.asarray(exact[name] * output[name]), axis=-1)
     assert np.all(similarity > 0.999)
   assert aux["vision"]["scores"].dtype == jnp.float32
-  shapes = two_tower.param_shapes(half)
+  shapes = families.param_shapes(half)
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {
     jnp.dtype("float32")
   }
@@ -214,7 +214,7 @@ def test_bfloat16_runs_and_stays_close():
 )
 def test_mask_execution_equals_static_at_equal_counts(combine, readout):
   model, params = _model(readout=readout)
-  flat = kit.with_encoders(model, scan=False)
+  flat = specs.with_encoders(model, scan=False)
   flat_params = kit.unrolled(params, model)
   policies = {
     "vision": TokenPolicy(theta=0.8, combine=combine),
@@ -259,20 +259,16 @@ def test_static_counts_need_unrolled_layers():
 @pytest.mark.parametrize(
   ("combine", "readout"), [("drop", "mean"), ("merge", "mean"), ("drop", "end")]
 )
-def test_padding_and_batch_composition_change_nothing(
-  combine, readout, static
-):
+def test_padding_and_batch_composition_change_nothing(combine, readout, static):
   model, params = _model(readout=readout)
-  policies = {
-    tower: TokenPolicy(theta=0.8, combine=combine) for tower in two_tower.TOWERS
-  }
+  policies = {t: TokenPolicy(theta=0.8, combine=combine) for t in model.towers}
   if static:
     params = kit.unrolled(params, model)
-    model = kit.with_encoders(model, scan=False)
+    model = specs.with_encoders(model, scan=False)
     keep = {"vision": (12, 9), "text": (8, 6)}
     policies = {
       tower: TokenPolicy(keep=keep[tower], combine=combine)
-      for tower in two_tower.TOWERS
+      for tower in ("vision", "text")
     }
   output, _ = kit.apply(model, params, BATCH, policies=policies)
   row = 1
@@ -295,10 +291,10 @@ def test_padding_and_batch_composition_change_nothing(
 
 def test_a_layer_without_live_units_drops_no_token():
   model, params = _model()
-  masks = masks_lib.ones(two_tower.groups(model))
+  masks = masks_lib.ones(families.groups(model))
   masks["vision"]["attn"] = masks["vision"]["attn"].at[1].set(0.0)
   masks["vision"]["mlp"] = masks["vision"]["mlp"].at[1].set(0.0)
-  policies = {tower: TokenPolicy(theta=0.8) for tower in two_tower.TOWERS}
+  policies = {tower: TokenPolicy(theta=0.8) for tower in ("vision", "text")}
   _, aux = kit.apply(model, params, BATCH, masks, policies=policies)
   counts = np.asarray(aux["vision"]["counts"])
   np.testing.assert_array_equal(counts[:, 2], counts[:, 1])
@@ -306,8 +302,8 @@ def test_a_layer_without_live_units_drops_no_token():
 
 def test_a_layer_may_lose_its_whole_mlp():
   model, params = _model()
-  masks = masks_lib.ones(two_tower.groups(model))
-  for tower in two_tower.TOWERS:
+  masks = masks_lib.ones(families.groups(model))
+  for tower in ("vision", "text"):
     masks[tower]["mlp"] = masks[tower]["mlp"].at[1].set(0.0)
   small, small_params = _sliced(model, params, masks)
   assert small.vision.encoder.layers[1] == specs.LayerSpec(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from comp_jax.models import specs, two_tower
+from comp_jax.models import families, specs
 from comp_jax.recipes import library
 from comp_jax.tasks import retrieval
 from comp_jax.train import costs, fit, state, step, thresholds
@@ -84,7 +84,7 @@ def make_stage(
   built = library.build(recipe, overrides)
   return stage_lib.Stage(
     objective=step.Objective(
-      prunable=two_tower.prunable(model, min_neurons=4),
+      prunable=families.prunable(model, min_neurons=4),
       loss=retrieval.loss,
       gate=built.cit,
       combine=built.combine,
@@ -109,7 +109,7 @@ def initial(
   stage: stage_lib.Stage, model: specs.TwoTowerSpec | None = None, seed: int = 0
 ) -> state.SearchState:
   model = spec() if model is None else model
-  params = two_tower.initial_params(model, 0)
+  params = families.initial_params(model, 0)
   return jax.jit(stage.initial, static_argnums=2)(params, select(), seed)
 
 

@@ -14,7 +14,7 @@ import comp_jax
 from comp_jax import errors
 from comp_jax.data import flickr8k, flickr8k_itm, sources, tokenizers
 from comp_jax.interop import store
-from comp_jax.models import blip, specs
+from comp_jax.models import families, specs
 from comp_jax.train import prepare, pruning
 from configs import common
 
@@ -88,7 +88,7 @@ def config(data_dir, tmp_path_factory):
   )
   store.save(
     path,
-    params=blip.initial_params(spec, 0),
+    params=families.initial_params(spec, 0),
     spec=spec,
     policies={},
     tokenizer_json=tokenizer.to_json(),
@@ -169,8 +169,7 @@ def test_select_pairs_are_those_of_the_held_out_photos(data_dir):
     "val": 16,
   }
   concepts = {
-    name: {s[i]["concept"] for i in range(len(s))}
-    for name, s in splits.items()
+    name: {s[i]["concept"] for i in range(len(s))} for name, s in splits.items()
   }
   assert not concepts["train"] & concepts["select"]
   assert {splits["val"][i]["label"] for i in range(16)} == {0, 1}

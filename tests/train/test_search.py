@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from comp_jax import errors
-from comp_jax.models import two_tower
+from comp_jax.models import families
 from comp_jax.train import (
   checkpoints,
   fit,
@@ -39,7 +39,7 @@ def run(
   folder, *, devices=1, watch=None, stage=None, params=None, batches=None
 ):
   stage = kit.make_stage(ratio=0.3) if stage is None else stage
-  params = two_tower.initial_params(kit.spec(), 0) if params is None else params
+  params = families.initial_params(kit.spec(), 0) if params is None else params
   folder.mkdir(parents=True, exist_ok=True)
   with checkpoints.Checkpoints(folder / "checkpoints") as saved:
     return search.search(
@@ -122,7 +122,7 @@ def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_with_nan_is_named(tmp_path):
-  params = two_tower.initial_params(kit.spec(), 0)
+  params = families.initial_params(kit.spec(), 0)
   params["vision"]["cls_token"] = params["vision"]["cls_token"] * jnp.nan
   with pytest.raises(errors.UserError, match="not finite"):
     run(tmp_path, params=params)

@@ -39,17 +39,19 @@ def get_config() -> ml_collections.ConfigDict:
   # Taylor, 0.13 by its absolute values and 0.08 by Wanda.
   c.recipe.name = "comp_wanda"
   c.recipe.strategy.explore_within = 3.0
-  c.prune.num_stages = 10
-  c.prune.max_stages = 13
+  c.prune.num_stages = 8
+  c.prune.max_stages = 11
   c.prune.stage_steps = 4
   c.prune.batch_size = 32
-  c.prune.learning_rate = 1e-5
+  c.prune.learning_rate = 5e-5
   c.prune.validation = 128
   c.prune.validation_chunk = 64
-  c.prune.calibration = 32
+  c.prune.calibration = 16
+  # Four steps move the metric more than a stage's pruning does.
+  c.prune.cost = "immediate"
   c.prune.save_every = 4
-  c.finetune.steps = 80
-  c.finetune.chunk = 20
+  c.finetune.steps = 150
+  c.finetune.chunk = 10
   c.finetune.batch_size = 48
   c.finetune.warmup = 10
   c.finetune.learning_rate = 1e-4

@@ -161,8 +161,8 @@ class Thresholds:
   ) -> Mapping:
     """Thresholds of the selected towers that bring the MACs to `goal`.
 
-    Where units go, thresholds in use follow: the maximum over fewer heads is
-    flatter, and at the same theta fewer tokens would fall. They rise only as
+    Where units alone go, thresholds in use follow: the maximum over fewer heads
+    is flatter, and at the same theta fewer tokens would fall. They rise only as
     far as the goal asks.
 
     Bisection on the calibration examples, on a cubic scale from 0 to the
@@ -176,9 +176,9 @@ class Thresholds:
       tower: selected[prunable.modes.index(mode)]
       for mode, tower in prunable.token_modes.items()
     }
-    units = jnp.any(selected & ~self.is_token)
+    alone = jnp.any(selected) & ~jnp.any(selected & self.is_token)
     moved = {
-      tower: on | (units & (state.thetas[tower] > 0))
+      tower: on | (alone & (state.thetas[tower] > 0))
       for tower, on in chosen.items()
     }
     calibration = jax.tree.map(

@@ -148,6 +148,12 @@ def test_thresholds_in_use_follow_when_units_go():
   counts = stage.validate(state.params, state.masks, new, select)[1]
   reached = float(stage.macs(state.masks, counts))
   assert float(goal) - 0.05 < reached <= float(goal) + 1e-4
+  # Where tokens are selected too, they alone do: others stay where they are.
+  in_use = dict.fromkeys(thetas, thetas["vision"])
+  state = dataclasses.replace(state, thetas=in_use)
+  both = raise_thetas(state, state.masks, params | tokens, goal, select)
+  assert float(both["vision"]) > float(in_use["vision"])
+  assert float(both["text"]) == float(in_use["text"])
 
 
 def test_probe_commits_nothing():

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+# In a sweep the constants are traced.
+Number = float | Float[Array, ""]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -31,11 +34,11 @@ class Options:
       nothing.
   """
 
-  explore: float = 0.2
-  temperature: float = 5.0
-  history: float = 0.4
-  max_interval: int = 5
-  explore_within: float | None = None
+  explore: Number = 0.2
+  temperature: Number = 5.0
+  history: Number = 0.4
+  max_interval: Number = 5
+  explore_within: Number | None = None
   cost_aware: bool = True
   cold_start: str = "probe"
   min_delta: float = 1e-6

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 from comp_jax import errors
 from comp_jax.core import importance
@@ -16,7 +17,8 @@ from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import compiled, metrics, preemption, sharding
 from comp_jax.train import step as step_lib
 
-_NOTHING = importance.Estimator(kind="none")
+# What training without a search gathers.
+NOTHING = importance.Estimator(kind="none")
 
 
 class Interrupted(Exception):
@@ -39,7 +41,7 @@ class Schedule:
 
   steps: int
   chunk: int
-  learning_rate: float
+  learning_rate: float | Float[Array, ""]
   warmup: int = 0
   weight_decay: float = 0.05
   clip: float = 1.0
@@ -52,13 +54,12 @@ class Schedule:
   def optimizer(self) -> optax.GradientTransformation:
     """AdamW on a cosine that ends at 0."""
     steps = max(self.chunks * self.chunk, 1)
+    # Of height 1: the rate itself may be traced.
+    shape = optax.warmup_cosine_decay_schedule(
+      0.0 if self.warmup else 1.0, 1.0, min(self.warmup, steps - 1), steps
+    )
     return adamw(
-      optax.warmup_cosine_decay_schedule(
-        0.0 if self.warmup else self.learning_rate,
-        self.learning_rate,
-        min(self.warmup, steps - 1),
-        steps,
-      ),
+      lambda step: self.learning_rate * shape(step),
       self.weight_decay,
       self.clip,
     )
@@ -128,7 +129,7 @@ def fit(
     def body(carry, batch):
       params, optimizer_state = carry
       loss, grads, _ = objective.gradients(
-        params, batch, None, policies, _NOTHING
+        params, batch, None, policies, NOTHING
       )
       return step_lib.update(optimizer, params, optimizer_state, grads), loss
 
@@ -139,7 +140,7 @@ def fit(
   split = sharding.batch_sharding(mesh, leading_axes=1)
   # A copy: the caller's weights must survive the donation.
   state = jax.device_put(jax.tree.map(jnp.copy, state), placed)
-  restored = checkpoints.restore_latest(_abstract(state))
+  restored = checkpoints.restore_latest(abstract(state))
   first = 0
   if restored is not None:
     first, state, _ = restored
@@ -181,7 +182,8 @@ def fit(
   return state[0], run.compilations
 
 
-def _abstract(state: Any) -> Any:
+def abstract(state: Any) -> Any:
+  """The shapes, types and places of a state, to restore into."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     state,

@@ -125,10 +125,6 @@ def search(
   began = time.monotonic()
   steps = None
   source = batches(first)
-  needs_probe = (
-    stage.recipe.schedule == "mps"
-    and stage.recipe.strategy.cold_start == "probe"
-  )
   scalars = writer(first)
   progress = metrics.Progress(
     plan.total,
@@ -139,9 +135,9 @@ def search(
   with progress, scalars:
     for index in range(first, plan.total):
       warming = index < plan.warmup_stages
-      if not warming and _finished(history, stage.settings.target):
+      if not warming and finished(history, stage.settings.target):
         break
-      if index == plan.warmup_stages and needs_probe:
+      if index == plan.warmup_stages and needs_probe(stage):
         state = probe(state, select)
         found = np.asarray(state.strategy.cost, np.float64)
         _check_scores(found, modes)
@@ -154,7 +150,8 @@ def search(
       )
       record = jax.device_get(record)
       fit.check_finite(record.losses, index * steps, "pruning")
-      row = _row(index, record, stage, warming, time.monotonic() - stage_began)
+      seconds = time.monotonic() - stage_began
+      row = stage_row(index, record, stage, warming, seconds)
       history.append(row)
       scalars.write(index, _scalars(row))
       stop = watch.requested()
@@ -188,7 +185,13 @@ def search(
   )
 
 
-def _finished(history: Sequence[Mapping], target: float) -> bool:
+def needs_probe(stage: stage_lib.Stage) -> bool:
+  """Whether the strategy starts from the costs of trial steps."""
+  recipe = stage.recipe
+  return recipe.schedule == "mps" and recipe.strategy.cold_start == "probe"
+
+
+def finished(history: Sequence[Mapping], target: float) -> bool:
   """Whether the last stage arrived, or had nothing left to prune."""
   if not history or history[-1]["mode"] == "warmup":
     return target >= 1.0
@@ -197,7 +200,13 @@ def _finished(history: Sequence[Mapping], target: float) -> bool:
   return arrived or last["mode"] == "none"
 
 
-def _row(index, record, stage, warming, seconds) -> dict[str, Any]:
+def stage_row(
+  index: int,
+  record: state_lib.StageRecord,
+  stage: stage_lib.Stage,
+  warming: bool,
+  seconds: float,
+) -> dict[str, Any]:
   """A stage as the report shows it; MACs per example."""
   modes = stage.prunable.modes
   dense = stage.settings.dense_macs

@@ -26,7 +26,7 @@ TOO_SMALL = 0.1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """Numbers of a search.
+  """Numbers of a search; in a sweep some of them are traced.
 
   Attributes:
     dense_macs: MACs of the dense model on the validation examples.
@@ -38,8 +38,8 @@ class Settings:
   """
 
   dense_macs: float
-  target: float
-  stage_macs: float
+  target: float | Float[Array, ""]
+  stage_macs: float | Float[Array, ""]
   calibration: int
   bisections: int = 12
   cost: str = "eq8"

@@ -1,0 +1,206 @@
+"""A sweep's members do what runs of their own would do."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from comp_jax.models import families
+from comp_jax.train import (
+  checkpoints,
+  fit,
+  metrics,
+  preemption,
+  search,
+  sharding,
+  step,
+  sweep,
+)
+from tests.train import kit
+
+PLAN = search.Plan(warmup_stages=1, max_stages=3)
+STAGES = 6
+SCHEDULE = fit.Schedule(steps=2, chunk=1, learning_rate=1e-3)
+MEMBERS = tuple(
+  sweep.Member(
+    ratio=ratio,
+    seed=seed,
+    learning_rate=rate,
+    finetune_rate=1e-3,
+    strategy={"explore": explore},
+  )
+  for ratio, seed, rate, explore in (
+    (0.5, 0, 1e-3, 0.2),
+    (0.3, 7, 1e-3, 0.2),
+    (0.5, 7, 5e-4, 0.9),
+    # Has nothing to remove.
+    (0.0, 0, 1e-3, 0.2),
+  )
+)
+
+
+def optimizer(rate):
+  return fit.adamw(rate, 0.05, 1.0)
+
+
+def batches(seed):
+  def start_at(start):
+    index = start
+    while True:
+      pairs = kit.pairs(kit.STEPS * kit.BATCH, 1000 * seed + index)
+      yield {
+        k: v.reshape(kit.STEPS, kit.BATCH, *v.shape[1:])
+        for k, v in pairs.items()
+      }
+      index += 1
+
+  return start_at
+
+
+def tuning(seed):
+  return lambda start: (
+    {k: v[:1] for k, v in batch.items()} for batch in batches(seed)(50 + start)
+  )
+
+
+def make(devices=1):
+  return sweep.Sweep(
+    stage=kit.make_stage(ratio=0.5, stages=STAGES),
+    num_stages=STAGES,
+    plan=PLAN,
+    optimizer=optimizer,
+    finetune=SCHEDULE,
+    members=MEMBERS,
+    mesh=sharding.make_mesh(jax.devices()[:devices]),
+  )
+
+
+class Watch(preemption.Watch):
+  """Asks to stop once `after` times were asked for."""
+
+  def __init__(self, after=10**6):
+    super().__init__()
+    self.left = after
+
+  def requested(self):
+    self.left -= 1
+    return self.left == 0
+
+
+def run(folder, *, devices=1, watch=None, notes=None):
+  return sweep.run(
+    make(devices),
+    families.initial_params(kit.spec(), 0),
+    jax.device_get(kit.select()),
+    batches,
+    tuning,
+    checkpoints=lambda name: checkpoints.Checkpoints(folder / name),
+    watch=watch or Watch(),
+    note=lambda phase, rows: None if notes is None else notes.append(phase),
+  )
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+  notes = []
+  found, traces = run(tmp_path_factory.mktemp("sweep"), notes=notes)
+  return found, traces, notes
+
+
+def alone(folder, member):
+  """The same search and fine-tuning as a run of its own."""
+  stage = kit.make_stage(ratio=member.ratio, stages=STAGES)
+  strategy = dataclasses.replace(stage.recipe.strategy, **member.strategy)
+  stage = dataclasses.replace(
+    stage,
+    recipe=dataclasses.replace(stage.recipe, strategy=strategy),
+    optimizer=optimizer(member.learning_rate),
+  )
+  with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+    found = search.search(
+      stage,
+      lambda p, s: stage.initial(p, s, member.seed),
+      families.initial_params(kit.spec(), 0),
+      PLAN,
+      batches(member.seed),
+      kit.select(),
+      mesh=sharding.make_mesh(jax.devices()[:1]),
+      rules=sharding.REPLICATED,
+      checkpoints=saved,
+      writer=lambda first: metrics.MetricWriter(folder, first),
+      watch=Watch(),
+    )
+  state = found.state
+  tuner = SCHEDULE.optimizer()
+  policies = stage.objective.policies(state.thetas)
+
+  @jax.jit
+  def tune(params, moments, batch):
+    _, grads, _ = stage.objective.gradients(
+      params, batch, state.masks, policies, fit.NOTHING
+    )
+    return step.update(tuner, params, moments, grads)
+
+  tuned = state.params, tuner.init(state.params)
+  source = tuning(member.seed)(0)
+  for _ in range(SCHEDULE.chunks):
+    tuned = tune(*tuned, {k: v[0] for k, v in next(source).items()})
+  return stage, found, tuned[0]
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_member_equals_a_run_of_its_own(swept, tmp_path, index):
+  member = swept[0][index]
+  stage, found, params = alone(tmp_path, MEMBERS[index])
+  assert [row["mode"] for row in member.history] == [
+    row["mode"] for row in found.history
+  ]
+  for ours, theirs in zip(member.history, found.history, strict=True):
+    for key in ("macs", "metric", "loss", "metric_immediate"):
+      np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5)
+  state = found.state
+  assert member.macs == pytest.approx(float(state.macs), rel=1e-5)
+  jax.tree.map(
+    np.testing.assert_array_equal, member.masks, jax.device_get(state.masks)
+  )
+  validate = jax.jit(stage.validate)
+  ours, _ = validate(member.params, member.masks, member.thetas, kit.select())
+  theirs, _ = validate(params, state.masks, state.thetas, kit.select())
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+  assert not member.failed
+
+
+def test_a_member_that_has_arrived_stands_still(swept):
+  still = swept[0][3]
+  assert [row["mode"] for row in still.history] == ["warmup"]
+  assert still.macs == 1.0
+  assert all(np.all(mask == 1) for mask in jax.tree.leaves(still.masks))
+
+
+def test_one_compilation_serves_all(swept):
+  _, traces, notes = swept
+  assert traces == {"stage_step": 1, "finetune_step": 1}
+  assert notes.count("finetune") == SCHEDULE.chunks
+
+
+def test_devices_share_the_members(swept, tmp_path):
+  found, traces = run(tmp_path, devices=2)
+  assert traces["stage_step"] == 1
+  for one, two in zip(swept[0], found, strict=True):
+    assert [row["mode"] for row in one.history] == [
+      row["mode"] for row in two.history
+    ]
+    assert one.macs == pytest.approx(two.macs, rel=1e-5)
+
+
+def test_a_stopped_sweep_goes_on(swept, tmp_path):
+  """Stopped in the search, then in the fine-tuning."""
+  for after in (2, 3):
+    with pytest.raises(fit.Interrupted):
+      run(tmp_path, watch=Watch(after))
+  found, _ = run(tmp_path)
+  for whole, resumed in zip(swept[0], found, strict=True):
+    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+    strip = lambda rows: [{**row, "seconds": 0} for row in rows]  # noqa: E731
+    assert strip(whole.history) == strip(resumed.history)

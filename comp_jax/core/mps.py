@@ -137,6 +137,12 @@ def choose(
   )
 
 
+def longest_idle(state: State, exhausted: Bool[Array, " m"]) -> Int[Array, ""]:
+  """The live mode that has waited longest: each in turn, whatever it costs."""
+  never = jnp.iinfo(state.last.dtype).max
+  return jnp.argmin(jnp.where(exhausted, never, state.last)).astype(jnp.int32)
+
+
 def momentum(
   interval: Int[Array, "*m"] | int, options: Options
 ) -> Float[Array, "*m"]:

@@ -10,19 +10,35 @@ from comp_jax.recipes import recipe as recipe_lib
 # Baselines prune everything at once and know neither CIM nor MPS.
 _PLAIN = {"cip": False, "cit": False, "schedule": "together"}
 
-RECIPES: Mapping[str, recipe_lib.Recipe] = {
-  "comp": recipe_lib.Recipe(name="comp"),
+_RECIPES = (
+  recipe_lib.Recipe(name="comp"),
   # The paper's own estimator.
-  "comp_wanda": recipe_lib.Recipe(name="comp_wanda", score="wanda"),
+  recipe_lib.Recipe(name="comp_wanda", score="wanda"),
+  # The other reading of the paper: no remembered costs.
+  recipe_lib.Recipe(name="comp_lookahead", schedule="lookahead"),
+  # CoMP with one part switched off.
+  recipe_lib.Recipe(name="comp_no_cip", cip=False),
+  recipe_lib.Recipe(name="comp_no_cit", cit=False),
+  recipe_lib.Recipe(
+    name="comp_no_cost", strategy=mps.Options(cost_aware=False)
+  ),
+  recipe_lib.Recipe(
+    name="comp_no_exploration", strategy=mps.Options(explore=0.0)
+  ),
+  recipe_lib.Recipe(name="comp_no_history", strategy=mps.Options(history=0.0)),
+  # CoMP's scores under schedules that weigh nothing.
+  recipe_lib.Recipe(name="round_robin", schedule="round_robin"),
+  recipe_lib.Recipe(name="all_modes_together", schedule="together"),
   # The same fraction of units in every layer, one theta for all tokens.
-  "uniform": recipe_lib.Recipe(
+  recipe_lib.Recipe(
     name="uniform", score="wanda", standardise="layer_rank", **_PLAIN
   ),
-  "magnitude": recipe_lib.Recipe(name="magnitude", score="magnitude", **_PLAIN),
-  "random": recipe_lib.Recipe(
+  recipe_lib.Recipe(name="magnitude", score="magnitude", **_PLAIN),
+  recipe_lib.Recipe(
     name="random", score="random", standardise="none", **_PLAIN
   ),
-}
+)
+RECIPES: Mapping[str, recipe_lib.Recipe] = {r.name: r for r in _RECIPES}
 
 
 def build(name: str, overrides: Mapping[str, Any] | None = None):

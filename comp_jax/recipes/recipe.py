@@ -4,6 +4,8 @@ import dataclasses
 
 from comp_jax.core import importance, mps
 
+SCHEDULES = ("mps", "lookahead", "round_robin", "together")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -17,9 +19,11 @@ class Recipe:
     reduce: taylor: `signed` or `abs`.
     standardise: how scores of different layers are compared.
     combine: what becomes of dropped tokens: `drop` or `merge`.
-    schedule: `mps` chooses one mode per stage; `together` raises every mode
-      in every stage, the MACs split evenly between parameters and tokens, one
-      theta for all towers.
+    schedule: `mps` chooses one mode per stage by remembered costs;
+      `lookahead` by the costs of a trial step of every live mode, taken anew
+      in each stage; `round_robin` takes the live modes in turn; `together`
+      raises every mode in every stage, the MACs split evenly between
+      parameters and tokens, one theta for all towers.
     strategy: constants of MPS.
   """
 
@@ -45,9 +49,9 @@ class Recipe:
       )
     if self.combine not in ("drop", "merge"):
       raise ValueError(f"combine must be drop or merge, not {self.combine!r}")
-    if self.schedule not in ("mps", "together"):
+    if self.schedule not in SCHEDULES:
       raise ValueError(
-        f"schedule must be mps or together, not {self.schedule!r}"
+        f"schedule must be one of {SCHEDULES}, not {self.schedule!r}"
       )
 
   @property

@@ -113,16 +113,50 @@ class Stage(thresholds.Thresholds):
     )
     return params, optimizer, statistics, losses
 
+  def trial_costs(
+    self,
+    state: state_lib.SearchState,
+    tried: Bool[Array, " m"],
+    select: Mapping,
+    key: Array,
+  ) -> Float[Array, " m"]:
+    """What a stage of each tried mode would cost now, before any training.
+
+    Each mode's step is scored by a masked forward; nothing is committed. The
+    others keep the cost that is remembered.
+    """
+    removable = self.removable(state)
+    modes = jnp.arange(tried.shape[0])
+
+    def trial(mode):
+      selected = modes == mode
+      goal = self.goal(state, selected, removable)
+      marked, thetas = self.propose(state, selected, goal, select, key)
+      masks = masks_lib.soft(state.masks, marked, 1.0)
+      metric, counts = self.validate(state.params, masks, thetas, select)
+      return mps.stage_cost(
+        state.metric, metric, state.macs, self.macs(masks, counts)
+      )
+
+    def cost(mode):
+      known = lambda m: state.strategy.cost[m]  # noqa: E731
+      return jax.lax.cond(tried[mode], trial, known, mode)
+
+    return jax.lax.map(cost, modes)
+
   def choose(
-    self, state: state_lib.SearchState, exhausted: Bool[Array, " m"], key
+    self, strategy: mps.State, exhausted: Bool[Array, " m"], key: Array
   ) -> tuple[Array, Bool[Array, ""], Bool[Array, " m"]]:
     """The mode, whether it explores, and the modes to raise."""
     if self.recipe.schedule == "together":
       none = jnp.asarray(-1, jnp.int32)
       return none, jnp.asarray(False), ~exhausted
-    mode, explored = mps.choose(
-      state.strategy, exhausted, key, self.recipe.strategy
-    )
+    if self.recipe.schedule == "round_robin":
+      mode, explored = mps.longest_idle(strategy, exhausted), jnp.asarray(False)
+    else:
+      mode, explored = mps.choose(
+        strategy, exhausted, key, self.recipe.strategy
+      )
     selected = (jnp.arange(exhausted.shape[0]) == mode) & ~exhausted
     return mode, explored, selected
 
@@ -147,7 +181,13 @@ class Stage(thresholds.Thresholds):
     removable = self.removable(state)
     exhausted = self.exhausted(removable)
     active = prune & (state.macs > settings.target) & ~jnp.all(exhausted)
-    mode, explored, selected = self.choose(state, exhausted, choice_key)
+    strategy, learns_from = state.strategy, settings.cost
+    if self.recipe.schedule == "lookahead":
+      costs = self.trial_costs(state, ~exhausted & active, select, score_key)
+      strategy = dataclasses.replace(strategy, cost=costs)
+      # The costs that it chose by are the ones to report.
+      learns_from = "immediate"
+    mode, explored, selected = self.choose(strategy, exhausted, choice_key)
     selected = selected & active
     goal = self.goal(state, selected, removable)
     marked, thetas = self.propose(state, selected, goal, select, score_key)
@@ -164,9 +204,9 @@ class Stage(thresholds.Thresholds):
     macs = self.macs(masks, counts)
     cost = mps.stage_cost(state.metric, metric, state.macs, macs)
     learned = mps.update(
-      state.strategy,
+      strategy,
       mode,
-      cost if settings.cost == "eq8" else immediate_cost,
+      cost if learns_from == "eq8" else immediate_cost,
       state.macs - macs,
       self.recipe.strategy,
     )
@@ -214,25 +254,10 @@ class Stage(thresholds.Thresholds):
   def probe(
     self, state: state_lib.SearchState, select: Mapping
   ) -> state_lib.SearchState:
-    """The state with a first cost for every mode (cold start).
-
-    Each mode's step is scored by a masked forward; nothing is committed.
-    """
-    modes = len(self.prunable.modes)
-    removable = self.removable(state)
+    """The state with a first cost for every mode (cold start)."""
+    every = jnp.ones(len(self.prunable.modes), bool)
     key = jax.random.fold_in(state.key, 0)
-
-    def trial(mode):
-      selected = jnp.arange(modes) == mode
-      goal = self.goal(state, selected, removable)
-      marked, thetas = self.propose(state, selected, goal, select, key)
-      masks = masks_lib.soft(state.masks, marked, 1.0)
-      metric, counts = self.validate(state.params, masks, thetas, select)
-      return mps.stage_cost(
-        state.metric, metric, state.macs, self.macs(masks, counts)
-      )
-
-    costs = jax.lax.map(trial, jnp.arange(modes))
+    costs = self.trial_costs(state, every, select, key)
     strategy = dataclasses.replace(state.strategy, cost=costs)
     return dataclasses.replace(state, strategy=strategy)
 

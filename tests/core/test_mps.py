@@ -127,6 +127,18 @@ def test_without_exploration_the_cheapest_is_taken():
   assert explored.sum() == 0 and greedy.tolist() == [0, DRAWS, 0, 0]
 
 
+def test_round_robin_takes_the_live_modes_in_turn():
+  state, order = mps.initial(4), []
+  for stage in range(8):
+    # Mode 1 has nothing left after its first turn.
+    exhausted = jnp.arange(4) == (1 if stage > 1 else -1)
+    mode = mps.longest_idle(state, exhausted)
+    order.append(int(mode))
+    cost, delta = jnp.float32(0.0), jnp.float32(0.1)
+    state = mps.update(state, mode, cost, delta, mps.Options())
+  assert order == [0, 1, 2, 3, 0, 2, 3, 0]
+
+
 @_jit
 def _stage(state, exhausted, key, options):
   """One stage whose cost and saving come from the key."""

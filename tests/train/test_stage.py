@@ -165,6 +165,28 @@ def test_probe_commits_nothing():
   kit.same_bits(dataclasses.replace(probed, strategy=state.strategy), state)
 
 
+def test_lookahead_chooses_by_trial_steps_of_its_own_state():
+  three = ("vision_params", "language_params", "vision_tokens")
+  stage = kit.make_stage("comp_lookahead", ratio=0.4, allowed=three)
+  run, probe = compiled.Compiled(stage), jax.jit(stage.probe)
+  source, select = kit.batches(0), kit.select()
+  state, _ = run(kit.initial(stage), next(source), select, OFF)
+  assert not np.asarray(state.strategy.cost).any()
+  for _ in range(4):
+    expected = np.asarray(probe(state, select).strategy.cost)
+    state, record = run(state, next(source), select, ON)
+    live = ~np.asarray(record.exhausted)
+    costs = np.asarray(record.costs)
+    np.testing.assert_allclose(costs[live], expected[live], rtol=1e-3)
+    # Exhausted modes (the one that may not prune) are not tried.
+    assert costs[-1] == 0 and not live[-1]
+    mode = int(record.mode)
+    np.testing.assert_allclose(record.immediate_cost, costs[mode], rtol=1e-3)
+    cheapest = np.flatnonzero(live)[np.argmin(costs[live])]
+    assert record.explored or mode == cheapest
+  assert run.compilations == 1
+
+
 def test_settle_removes_what_drift_left_above_the_target():
   stage = kit.make_stage(ratio=0.03, stages=1)
   settle = jax.jit(stage.settle)

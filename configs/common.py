@@ -54,6 +54,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.recipe.standardise = ml_collections.config_dict.placeholder(str)
   c.recipe.combine = ml_collections.config_dict.placeholder(str)
   c.recipe.schedule = ml_collections.config_dict.placeholder(str)
+  c.recipe.prunes = ml_collections.config_dict.placeholder(str)
+  c.recipe.accumulate = ml_collections.config_dict.placeholder(str)
+  c.recipe.fade = ml_collections.config_dict.placeholder(str)
   # Fields of core.mps.Options.
   c.recipe.strategy = ml_collections.ConfigDict()
   c.recipe.strategy.explore = ml_collections.config_dict.placeholder(float)

@@ -170,6 +170,7 @@ def _ranks(rows: Float[Array, "r u"]) -> Float[Array, "r u"]:
 STANDARDISATIONS = (
   "layer_mean",
   "z_pooled",
+  "z_model",
   "z_layer",
   "isomorphic",
   "layer_rank",
@@ -190,8 +191,10 @@ def standardise(
     score: raw scores.
     live: 1 for live units.
     how: `layer_mean` divides by the layer's mean magnitude (signed scores keep
-      their sign); `z_pooled` (UPop) and `z_layer` are z-scores over the group
-      or the layer, unbiased; `isomorphic` is the rank among the group's live
+      their sign); `z_pooled` and `z_layer` are z-scores over the group or the
+      layer, unbiased; `z_model` those over all attention groups, or all MLP
+      groups, of the model (UPop, spec `upop.md` 1.3), which the caller pools;
+      `isomorphic` is the rank among the group's live
       units in (0, 1]; `layer_rank` the same within each layer, which removes
       the same fraction of every layer; `none`.
   """
@@ -204,7 +207,7 @@ def standardise(
   if how == "layer_rank":
     alive = jnp.maximum(jnp.sum(live, axis=-1, keepdims=True), 1)
     return _ranks(jnp.where(live, score, jnp.inf)) / alive
-  axis = (0, 1) if how == "z_pooled" else (1,)
+  axis = (0, 1) if how in ("z_pooled", "z_model") else (1,)
   count = jnp.sum(live, axis=axis, keepdims=True)
 
   def mean(x):
@@ -213,7 +216,7 @@ def standardise(
 
   if how == "layer_mean":
     return score / jnp.maximum(mean(jnp.abs(score)), 1e-30)
-  if how in ("z_pooled", "z_layer"):
+  if how in ("z_pooled", "z_model", "z_layer"):
     centred = score - mean(score)
     variance = mean(jnp.square(centred)) * count / jnp.maximum(count - 1, 1)
     return centred / jnp.sqrt(jnp.maximum(variance, 1e-30))
@@ -301,14 +304,27 @@ def comparable_scores(
     how: see `standardise`.
     key: for `random`.
   """
-  scores = {}
+  raw = {}
   for index, group in enumerate(groups):
-    raw = SCORES[name](
+    score = SCORES[name](
       params,
       group,
       groups_lib.leaf(statistics, group.name),
       jax.random.fold_in(key, index),
     )
-    standard = standardise(raw, groups_lib.leaf(live, group.name), how)
-    masks_lib.put(scores, group.name, standard)
+    masks_lib.put(raw, group.name, score)
+  leaf = groups_lib.leaf
+  if how != "z_model":
+    return masks_lib.build(
+      groups,
+      lambda g: standardise(leaf(raw, g.name), leaf(live, g.name), how),
+    )
+  scores = {}
+  for attention in (True, False):
+    pool = [group for group in groups if group.indivisible == attention]
+    if pool:
+      flat = (masks_lib.flatten(pool, tree)[None] for tree in (raw, live))
+      z = masks_lib.unflatten(pool, standardise(*flat, how)[0])
+      for group in pool:
+        masks_lib.put(scores, group.name, leaf(z, group.name))
   return scores

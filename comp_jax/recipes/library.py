@@ -7,8 +7,9 @@ from typing import Any
 from comp_jax.core import mps
 from comp_jax.recipes import recipe as recipe_lib
 
-# Baselines prune everything at once and know neither CIM nor MPS.
-_PLAIN = {"cip": False, "cit": False, "schedule": "together"}
+# Baselines know neither CIM nor MPS.
+_NO_CIM = {"cip": False, "cit": False}
+_PLAIN = {**_NO_CIM, "schedule": "together"}
 
 _RECIPES = (
   recipe_lib.Recipe(name="comp"),
@@ -36,6 +37,23 @@ _RECIPES = (
   recipe_lib.Recipe(name="magnitude", score="magnitude", **_PLAIN),
   recipe_lib.Recipe(
     name="random", score="random", standardise="none", **_PLAIN
+  ),
+  # Simple joint pruning: CoMP without CIM and MPS.
+  recipe_lib.Recipe(name="sjp_together", **_PLAIN),
+  recipe_lib.Recipe(
+    name="sjp_params_first", schedule="params_first", **_NO_CIM
+  ),
+  recipe_lib.Recipe(
+    name="sjp_tokens_first", schedule="tokens_first", **_NO_CIM
+  ),
+  # Spec `upop.md` part 1: the accumulated gradients of the masks.
+  recipe_lib.Recipe(
+    name="upop",
+    standardise="z_model",
+    prunes="params",
+    accumulate="search",
+    fade="search",
+    **_PLAIN,
   ),
 )
 RECIPES: Mapping[str, recipe_lib.Recipe] = {r.name: r for r in _RECIPES}

@@ -4,7 +4,15 @@ import dataclasses
 
 from comp_jax.core import importance, mps
 
-SCHEDULES = ("mps", "lookahead", "round_robin", "together")
+SCHEDULES = (
+  "mps",
+  "lookahead",
+  "round_robin",
+  "together",
+  "params_first",
+  "tokens_first",
+)
+SPANS = ("stage", "search")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +31,16 @@ class Recipe:
       `lookahead` by the costs of a trial step of every live mode, taken anew
       in each stage; `round_robin` takes the live modes in turn; `together`
       raises every mode in every stage, the MACs split evenly between
-      parameters and tokens, one theta for all towers.
+      parameters and tokens, one theta for all towers; `params_first` and
+      `tokens_first` raise all modes of one kind until half of the MACs are
+      gone, then those of the other.
+    prunes: `params`, `tokens` or `all`: the modes that it knows.
+    accumulate: over what the scores of units are gathered: a `stage`, or the
+      whole `search`.
+    fade: over what marked units fade to 0. `stage`: they are gone after it.
+      `search` (UPop): every stage marks anew among all units, so that units
+      come back; all marked ones are worth the same, 0 at the end, and their
+      MACs rise along a sine.
     strategy: constants of MPS.
   """
 
@@ -35,6 +52,9 @@ class Recipe:
   standardise: str = "layer_mean"
   combine: str = "drop"
   schedule: str = "mps"
+  prunes: str = "all"
+  accumulate: str = "stage"
+  fade: str = "stage"
   strategy: mps.Options = mps.Options()
 
   def __post_init__(self):
@@ -52,6 +72,20 @@ class Recipe:
     if self.schedule not in SCHEDULES:
       raise ValueError(
         f"schedule must be one of {SCHEDULES}, not {self.schedule!r}"
+      )
+    if self.prunes not in ("params", "tokens", "all"):
+      raise ValueError(
+        f"prunes must be params, tokens or all, not {self.prunes!r}"
+      )
+    for field in ("accumulate", "fade"):
+      if getattr(self, field) not in SPANS:
+        raise ValueError(
+          f"{field} must be one of {SPANS}, not {getattr(self, field)!r}"
+        )
+    if self.fade == "search" and self.schedule != "together":
+      raise ValueError(
+        "fade=search marks all units in every stage: it needs "
+        f"schedule=together, not {self.schedule!r}"
       )
 
   @property

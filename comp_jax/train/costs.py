@@ -60,7 +60,7 @@ def static_macs(
 def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
   """The fraction of dense MACs that no pruning can remove."""
   prunable = stage.prunable
-  allowed = stage.allowed or prunable.modes
+  allowed = stage.modes
   masks, counts = {}, {}
   for group in prunable.groups:
     keep = group.floor if group.mode in allowed else group.units

@@ -172,9 +172,10 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   floor = costs.floor(job.stage, valid)
   if floor > target:
     raise errors.UserError(
-      f"config.ratio={config.ratio} is beyond what the model can lose: its "
-      f"floors (config.model.min_heads, min_neurons) leave {floor:.1%} of the "
-      f"dense MACs; the ratio can be at most {1 - floor:.3f}"
+      f"config.ratio={config.ratio} is beyond what {recipe.name} can remove: "
+      f"with {', '.join(job.stage.modes) or 'no mode'} at the floors (config."
+      f"model.min_heads, min_neurons) {floor:.1%} of the dense MACs are left; "
+      f"the ratio can be at most {1 - floor:.3f}"
     )
   return job
 

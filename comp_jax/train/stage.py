@@ -92,7 +92,7 @@ class Stage(thresholds.Thresholds):
       params, optimizer, statistics = carry
       index, batch = inputs
       progress = (index + 1.0) / length
-      masks = masks_lib.soft(state.masks, marked, progress)
+      masks = self.faded(state, marked, progress)
       ramp = jnp.sin(jnp.pi / 2 * progress)
       now = {
         tower: old + ramp * (thetas[tower] - old)
@@ -106,12 +106,25 @@ class Stage(thresholds.Thresholds):
       )
       return (params, optimizer, statistics.add(gathered)), loss
 
-    fresh = importance.empty(self.prunable.groups, estimator)
+    first = state.statistics
+    if self.recipe.accumulate == "stage":
+      first = importance.empty(self.prunable.groups, estimator)
     steps = jnp.arange(length, dtype=jnp.float32)
     (params, optimizer, statistics), losses = jax.lax.scan(
-      body, (state.params, state.optimizer, fresh), (steps, batches)
+      body, (state.params, state.optimizer, first), (steps, batches)
     )
     return params, optimizer, statistics, losses
+
+  def faded(
+    self,
+    state: state_lib.SearchState,
+    marked: Mapping,
+    progress: Float[Array, ""] | float,
+  ) -> Mapping:
+    """The masks when this much of the stage is over."""
+    if self.recipe.fade == "search":
+      progress = self.progress(state)
+    return masks_lib.soft(state.masks, marked, progress)
 
   def trial_costs(
     self,
@@ -145,20 +158,27 @@ class Stage(thresholds.Thresholds):
     return jax.lax.map(cost, modes)
 
   def choose(
-    self, strategy: mps.State, exhausted: Bool[Array, " m"], key: Array
+    self, state: state_lib.SearchState, exhausted: Bool[Array, " m"], key: Array
   ) -> tuple[Array, Bool[Array, ""], Bool[Array, " m"]]:
     """The mode, whether it explores, and the modes to raise."""
-    if self.recipe.schedule == "together":
-      none = jnp.asarray(-1, jnp.int32)
-      return none, jnp.asarray(False), ~exhausted
-    if self.recipe.schedule == "round_robin":
-      mode, explored = mps.longest_idle(strategy, exhausted), jnp.asarray(False)
+    schedule, live = self.recipe.schedule, ~exhausted
+    mode, explored = jnp.asarray(-1, jnp.int32), jnp.asarray(False)
+    if schedule == "together":
+      return mode, explored, live
+    if schedule in ("params_first", "tokens_first"):
+      first = live & (self.is_token == (schedule == "tokens_first"))
+      then = live & ~first
+      # To the nearest stage.
+      half = (1.0 + self.settings.target + self.settings.stage_macs) / 2
+      early = jnp.any(first) & (state.macs > half)
+      return mode, explored, jnp.where(early | ~jnp.any(then), first, then)
+    if schedule == "round_robin":
+      mode = mps.longest_idle(state.strategy, exhausted)
     else:
       mode, explored = mps.choose(
-        strategy, exhausted, key, self.recipe.strategy
+        state.strategy, exhausted, key, self.recipe.strategy
       )
-    selected = (jnp.arange(exhausted.shape[0]) == mode) & ~exhausted
-    return mode, explored, selected
+    return mode, explored, (jnp.arange(live.shape[0]) == mode) & live
 
   def __call__(
     self,
@@ -181,30 +201,31 @@ class Stage(thresholds.Thresholds):
     removable = self.removable(state)
     exhausted = self.exhausted(removable)
     active = prune & (state.macs > settings.target) & ~jnp.all(exhausted)
-    strategy, learns_from = state.strategy, settings.cost
+    learns_from = settings.cost
     if self.recipe.schedule == "lookahead":
       costs = self.trial_costs(state, ~exhausted & active, select, score_key)
-      strategy = dataclasses.replace(strategy, cost=costs)
+      state = _with_costs(state, costs)
       # The costs that it chose by are the ones to report.
       learns_from = "immediate"
-    mode, explored, selected = self.choose(strategy, exhausted, choice_key)
+    mode, explored, selected = self.choose(state, exhausted, choice_key)
     selected = selected & active
     goal = self.goal(state, selected, removable)
-    marked, thetas = self.propose(state, selected, goal, select, score_key)
-    masks = masks_lib.soft(state.masks, marked, 1.0)
+    start = self.marked_from(state)
+    marked, thetas = self.propose(start, selected, goal, select, score_key)
+    masks = self.faded(start, marked, 1.0)
 
     immediate, counts = self.validate(state.params, masks, thetas, select)
     immediate_cost = mps.stage_cost(
       state.metric, immediate, state.macs, self.macs(masks, counts)
     )
     params, optimizer, statistics, losses = self.train(
-      state, marked, thetas, batches
+      start, marked, thetas, batches
     )
     metric, counts = self.validate(params, masks, thetas, select)
     macs = self.macs(masks, counts)
     cost = mps.stage_cost(state.metric, metric, state.macs, macs)
     learned = mps.update(
-      strategy,
+      state.strategy,
       mode,
       cost if learns_from == "eq8" else immediate_cost,
       state.macs - macs,
@@ -257,9 +278,7 @@ class Stage(thresholds.Thresholds):
     """The state with a first cost for every mode (cold start)."""
     every = jnp.ones(len(self.prunable.modes), bool)
     key = jax.random.fold_in(state.key, 0)
-    costs = self.trial_costs(state, every, select, key)
-    strategy = dataclasses.replace(state.strategy, cost=costs)
-    return dataclasses.replace(state, strategy=strategy)
+    return _with_costs(state, self.trial_costs(state, every, select, key))
 
   def settle(
     self, state: state_lib.SearchState, select: Mapping
@@ -270,6 +289,11 @@ class Stage(thresholds.Thresholds):
     more; where they have little left to give, the lowest units go.
     """
     prunable, target = self.prunable, self.settings.target
+    # What has only begun to fade stays, or is marked once more.
+    masks = jax.tree.map(lambda m: (m >= 1).astype(m.dtype), state.masks)
+    state = dataclasses.replace(
+      state, masks=masks, macs=self.macs(masks, state.counts)
+    )
     tokens = jnp.stack(
       [
         state.thetas[prunable.token_modes[m]] > 0
@@ -299,3 +323,11 @@ class Stage(thresholds.Thresholds):
       metric=metric,
       macs=self.macs(masks, counts),
     )
+
+
+def _with_costs(
+  state: state_lib.SearchState, costs: Float[Array, " m"]
+) -> state_lib.SearchState:
+  """The state with these costs of the modes."""
+  strategy = dataclasses.replace(state.strategy, cost=costs)
+  return dataclasses.replace(state, strategy=strategy)

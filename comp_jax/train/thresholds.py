@@ -84,12 +84,21 @@ class Thresholds:
     """MACs as a fraction of dense."""
     return self.prunable.macs(masks, counts) / self.settings.dense_macs
 
+  @property
+  def modes(self) -> tuple[str, ...]:
+    """The modes that may prune: of the recipe's kind, and allowed."""
+    known = {
+      "params": self.prunable.param_modes,
+      "tokens": tuple(self.prunable.token_modes),
+      "all": self.prunable.modes,
+    }[self.recipe.prunes]
+    return tuple(m for m in known if self.allowed is None or m in self.allowed)
+
   def removable(self, state: state_lib.SearchState) -> Float[Array, " m"]:
     """What each mode can still remove, as a fraction of dense."""
-    modes = self.prunable.modes
-    allowed = [self.allowed is None or m in self.allowed for m in modes]
+    may = jnp.array([m in self.modes for m in self.prunable.modes])
     macs = self.prunable.removable(state.masks, state.counts)
-    return jnp.where(jnp.array(allowed), macs, 0.0) / self.settings.dense_macs
+    return jnp.where(may, macs, 0.0) / self.settings.dense_macs
 
   def exhausted(self, removable: Float[Array, " m"]) -> Bool[Array, " m"]:
     """Modes that have nothing left to remove, or too little to be judged."""
@@ -97,6 +106,18 @@ class Thresholds:
     step = STAGE_SHARE * removable
     small = empty | (step < TOO_SMALL * self.settings.stage_macs)
     return jnp.where(jnp.all(small), empty, small)
+
+  def progress(self, state: state_lib.SearchState) -> Float[Array, ""]:
+    """How much of the planned stages is over after this one, in (0, 1]."""
+    planned = (1.0 - self.settings.target) / max(self.settings.stage_macs, 1e-9)
+    return jnp.minimum(state.strategy.stage / max(round(planned), 1), 1.0)
+
+  def marked_from(self, state: state_lib.SearchState) -> state_lib.SearchState:
+    """The state whose units a stage marks: all live ones again under UPop."""
+    if self.recipe.fade == "stage":
+      return state
+    macs = self.macs(self.ones, state.counts)
+    return dataclasses.replace(state, masks=self.ones, macs=macs)
 
   def scores(self, state: state_lib.SearchState, key: Array) -> Mapping:
     """Comparable scores of every unit (CIM, standardised)."""
@@ -273,6 +294,10 @@ class Thresholds:
     removable: Float[Array, " m"],
   ) -> Float[Array, ""]:
     """The MACs that a stage of the selected modes aims at."""
+    if self.recipe.fade == "search":
+      gone = jnp.sin(jnp.pi / 2 * self.progress(state))
+      goal = 1.0 - gone * (1.0 - self.settings.target)
+      return jnp.where(jnp.any(selected), goal, state.macs)
     share = STAGE_SHARE * jnp.sum(jnp.where(selected, removable, 0.0))
     step = jnp.minimum(self.settings.stage_macs, share)
     return jnp.maximum(self.settings.target, state.macs - step)

@@ -171,7 +171,7 @@ def _numpy_standard(score, live, how):
     elif how == "none":
       result[u] = score[u]
     else:
-      pool = everyone if how == "z_pooled" else layer
+      pool = everyone if how in ("z_pooled", "z_model") else layer
       result[u] = (score[u] - pool.mean()) / pool.std(ddof=1)
   return result
 

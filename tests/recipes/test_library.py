@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from comp_jax.core import mps
@@ -57,19 +58,55 @@ def test_unknown_names_are_refused():
 
 
 def test_schedules_select_one_mode_or_all():
+  """Parameters of both towers come first in the modes, then tokens."""
   strategy = dataclasses.replace(
     mps.initial(4),
     cost=jnp.array([3.0, 1.0, 0.5, 2.0]),
     last=jnp.array([1, 4, 3, 2], jnp.int32),
     stage=jnp.int32(5),
   )
-  exhausted = jnp.array([True, False, False, False])
-  overrides = {"strategy": {"explore": 0.0}}
-  for schedule, expected in (
-    ("mps", [False, False, True, False]),
-    ("round_robin", [False, False, False, True]),
-    ("together", [False, True, True, True]),
+  for schedule, macs, exhausted, expected in (
+    ("mps", 0.9, [0], [2]),
+    ("round_robin", 0.9, [0], [3]),
+    ("together", 0.9, [0], [1, 2, 3]),
+    # The target is 0.5: half of the way is 0.75, to the nearest stage of 0.1.
+    ("params_first", 0.9, [0], [1]),
+    ("params_first", 0.79, [], [2, 3]),
+    ("params_first", 0.9, [0, 1], [2, 3]),
+    ("tokens_first", 0.81, [], [2, 3]),
+    ("tokens_first", 0.7, [], [0, 1]),
+    ("tokens_first", 0.7, [0, 1], [2, 3]),
   ):
-    stage = kit.make_stage("comp", schedule=schedule, **overrides)
-    _, explored, selected = stage.choose(strategy, exhausted, jax.random.key(0))
-    assert selected.tolist() == expected and not explored
+    stage = kit.make_stage(
+      "comp", stages=5, schedule=schedule, strategy={"explore": 0.0}
+    )
+    state = dataclasses.replace(
+      kit.weightless(stage, {"vision": [17], "text": [9]}),
+      strategy=strategy,
+      macs=jnp.float32(macs),
+    )
+    gone = jnp.array([m in exhausted for m in range(4)])
+    _, explored, selected = stage.choose(state, gone, jax.random.key(0))
+    assert np.flatnonzero(selected).tolist() == expected, (schedule, macs)
+    assert not explored
+
+
+def test_a_recipe_knows_its_kind_of_modes():
+  stage = kit.make_stage("upop", allowed=("vision_params", "vision_tokens"))
+  assert stage.modes == ("vision_params",)
+  stage = kit.make_stage("comp", prunes="tokens")
+  assert stage.modes == ("vision_tokens", "language_tokens")
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"prunes": "guess"},
+    {"accumulate": "guess"},
+    {"fade": "guess"},
+    {"fade": "search"},
+  ],
+)
+def test_wrong_fields_are_named(fields):
+  with pytest.raises(ValueError, match=next(iter(fields))):
+    library.build("comp", fields)

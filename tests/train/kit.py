@@ -113,6 +113,32 @@ def initial(
   return jax.jit(stage.initial, static_argnums=2)(params, select(), seed)
 
 
+def weightless(stage: stage_lib.Stage, lengths: dict) -> state.SearchState:
+  """The state of a dense model that shows its token counts, no weights.
+
+  Args:
+    stage: of the search.
+    lengths: tokens of each example at the input of each tower.
+  """
+  prunable = stage.prunable
+  layers = {g.name.split("/")[0]: g.layers for g in prunable.groups}
+  counts = {
+    tower: jnp.asarray(
+      np.repeat(np.array(n)[:, None], layers[tower] + 1, axis=1), jnp.int32
+    )
+    for tower, n in lengths.items()
+  }
+  return state.initial(
+    prunable,
+    {},
+    stage.optimizer,
+    stage.recipe.estimator,
+    counts,
+    jnp.zeros(()),
+    seed=0,
+  )
+
+
 def same_bits(a, b) -> None:
   """Asserts that two states are equal, bit for bit."""
 

@@ -109,8 +109,10 @@ class Thresholds:
 
   def progress(self, state: state_lib.SearchState) -> Float[Array, ""]:
     """How much of the planned stages is over after this one, in (0, 1]."""
-    planned = (1.0 - self.settings.target) / max(self.settings.stage_macs, 1e-9)
-    return jnp.minimum(state.strategy.stage / max(round(planned), 1), 1.0)
+    settings = self.settings
+    planned = (1.0 - settings.target) / jnp.maximum(settings.stage_macs, 1e-9)
+    planned = jnp.maximum(jnp.round(planned), 1.0)
+    return jnp.minimum(state.strategy.stage / planned, 1.0)
 
   def marked_from(self, state: state_lib.SearchState) -> state_lib.SearchState:
     """The state whose units a stage marks: all live ones again under UPop."""

@@ -64,9 +64,9 @@ def tuning(seed):
   )
 
 
-def make(devices=1):
+def make(devices=1, recipe="comp"):
   return sweep.Sweep(
-    stage=kit.make_stage(ratio=0.5, stages=STAGES),
+    stage=kit.make_stage(recipe, ratio=0.5, stages=STAGES),
     num_stages=STAGES,
     plan=PLAN,
     optimizer=optimizer,
@@ -182,6 +182,22 @@ def test_one_compilation_serves_all(swept):
   _, traces, notes = swept
   assert traces == {"stage_step": 1, "finetune_step": 1}
   assert notes.count("finetune") == SCHEDULE.chunks
+
+
+@pytest.mark.parametrize("recipe", ["upop", "sjp_tokens_first"])
+def test_other_recipes_can_be_swept(recipe):
+  swept = make(recipe=recipe)
+  params = families.initial_params(kit.spec(), 0)
+  values, select = swept.values(), kit.select()
+  states = jax.eval_shape(swept.initial, params, select)
+  orders = len(swept.seeds)
+  stacked = jax.tree.map(lambda x: np.stack([x] * orders), next(batches(0)(0)))
+  after, _ = jax.eval_shape(
+    swept.stages, values, states, np.ones(4, bool), stacked, select, True
+  )
+  assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(
+    lambda x: x.shape, states
+  )
 
 
 def test_devices_share_the_members(swept, tmp_path):

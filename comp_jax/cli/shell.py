@@ -135,7 +135,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
   """
   file = _config_argument(argv)
   config = load_config(file)
-  known = dict(_keys(config))
+  known = dict(keys(config))
   for argument in argv[1:]:
     if argument == "--":
       return
@@ -148,7 +148,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
       continue
     if key not in known:
       raise errors.UserError(
-        f"--config.{key}: {file} has no such key; {_suggest(key, known)}"
+        f"--config.{key}: {file} has no such key; {suggest(key, known)}"
       )
     if isinstance(known[key], ml_collections.ConfigDict):
       raise errors.UserError(
@@ -221,7 +221,7 @@ def _config_argument(argv: Sequence[str]) -> str:
   )
 
 
-def _keys(
+def keys(
   config: ml_collections.ConfigDict, prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
   """Yields the dotted keys of a config and their values, sections included."""
@@ -232,10 +232,10 @@ def _keys(
       value = None
     yield f"{prefix}{key}", value
     if isinstance(value, ml_collections.ConfigDict):
-      yield from _keys(value, f"{prefix}{key}.")
+      yield from keys(value, f"{prefix}{key}.")
 
 
-def _suggest(key: str, known: Collection[str]) -> str:
+def suggest(key: str, known: Collection[str]) -> str:
   """Returns the closest key as a question, or the keys that there are."""
   parts = key.split(".")
   good = 0  # Parts at the front that lead to a section.

@@ -121,7 +121,7 @@ tap.defvjp(_tap_forward, _tap_backward)
 
 def weight_magnitude(
   params: Mapping, group: groups_lib.Group
-) -> Float[Array, "l *units"]:
+) -> Float[Array, "l *units"]:  # noqa: F821
   """mean_j |W[i,j] * layer_scale[j]| for each row i of the output matrix.
 
   [l, heads, head width] for attention, [l, neurons] for the MLP.
@@ -136,7 +136,8 @@ def weight_magnitude(
 
 
 def per_unit(
-  rows: Float[Array, "l *rows"], group: groups_lib.Group
+  rows: Float[Array, "l *rows"],
+  group: groups_lib.Group,  # noqa: F821
 ) -> Float[Array, "l units"]:
   """The mean over the rows that belong to each unit."""
   if rows.ndim == 2:
@@ -148,7 +149,7 @@ def per_unit(
 def wanda_score(
   params: Mapping,
   group: groups_lib.Group,
-  moment: Float[Array, "l *rows"],
+  moment: Float[Array, "l *rows"],  # noqa: F821
 ) -> Float[Array, "l units"]:
   """Eq. 3 / Eq. 4: mean_j |W_ij| * sqrt(a_i), averaged over a head's rows."""
   return per_unit(weight_magnitude(params, group) * jnp.sqrt(moment), group)

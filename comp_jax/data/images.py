@@ -37,8 +37,13 @@ class AugmentSpec:
         )
 
 
-def decode(data: bytes) -> Image.Image:
+Picture = bytes | Image.Image  # Encoded, or decoded by `decode`.
+
+
+def decode(data: Picture) -> Image.Image:
   """The RGB picture of encoded bytes; transparency turns white."""
+  if isinstance(data, Image.Image):
+    return data
   image = Image.open(io.BytesIO(data))
   if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
     image = image.convert("RGBA")
@@ -47,14 +52,14 @@ def decode(data: bytes) -> Image.Image:
   return image.convert("RGB")
 
 
-def resize(data: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
+def resize(data: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
   """The whole picture at `size` x `size` (bicubic; aspect is not kept)."""
   image = decode(data).resize((size, size), Image.Resampling.BICUBIC)
   return np.asarray(image)
 
 
 def augment(
-  data: bytes, size: int, spec: AugmentSpec, rng: np.random.Generator
+  data: Picture, size: int, spec: AugmentSpec, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "size size 3"]:
   """A random part of the picture at `size` x `size`, flipped and tinted.
 

@@ -269,7 +269,7 @@ def _view(
 
 
 def _pictures(
-  example: sources.Example, make: Callable[[bytes], np.ndarray]
+  example: sources.Example, make: Callable[[images.Picture], np.ndarray]
 ) -> np.ndarray:
   """The picture [H,W,3], or a pair of them [2,H,W,3]."""
   if "image2" not in example:

@@ -15,9 +15,10 @@ import typing
 from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from comp_jax import errors
-from comp_jax.data import emoji, flickr8k, flickr8k_itm, nlvr2, records
+from comp_jax.data import emoji, flickr8k, flickr8k_itm, images, nlvr2, records
 
 BUILDERS: dict[str, type[records.Builder]] = {
   "emoji": emoji.Emoji,
@@ -31,12 +32,13 @@ _ASSETS = pathlib.Path(__file__).parents[2] / "assets"
 class Example(typing.TypedDict):
   """One picture, or a pair, with its texts."""
 
-  image: bytes  # Encoded: JPEG, PNG or WebP.
+  image: bytes | Image.Image  # Encoded (JPEG, PNG or WebP), or decoded.
   captions: list[str]
   concept: int  # Equal numbers belong together.
   id: str
   label: typing.NotRequired[int]  # What is to be predicted.
-  image2: typing.NotRequired[bytes]  # The second picture of a pair.
+  # The second picture of a pair.
+  image2: typing.NotRequired[bytes | Image.Image]
 
 
 @typing.runtime_checkable
@@ -73,6 +75,37 @@ class PreparedSource:
       "concept": int(record["concept"]),
       "id": record["id"].decode(),
     }
+
+
+class Decoded:
+  """A source whose pictures are decoded once, for all who read it.
+
+  Args:
+    source: with encoded pictures.
+    budget: bytes of pictures to keep; those beyond it are decoded each time.
+  """
+
+  def __init__(self, source: RandomAccessSource, budget: int = 2**30):
+    self._source = source
+    self._left = budget
+    self._kept = {}
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Example:
+    if index in self._kept:
+      return self._kept[index]
+    example = dict(self._source[index])
+    size = 0
+    for name in example.keys() & {"image", "image2"}:
+      example[name] = images.decode(example[name])
+      size += 3 * example[name].width * example[name].height
+    # Two threads may both keep an example: it is the same one.
+    if size <= self._left:
+      self._left -= size
+      self._kept[index] = example
+    return example
 
 
 def open_source(

@@ -135,17 +135,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     ),
     metric=task.metrics[config.prune.metric],
     recipe=recipe,
-    # Adam's first steps have the same size in every weight, whatever the
-    # gradient: the rate rises while nothing is pruned yet.
-    optimizer=fit.adamw(
-      optax.linear_schedule(
-        0.0 if config.prune.warmup_stages else config.prune.learning_rate,
-        config.prune.learning_rate,
-        config.prune.warmup_stages * config.prune.stage_steps,
-      ),
-      config.prune.weight_decay,
-      1.0,
-    ),
+    optimizer=optimizer(config, config.prune.learning_rate),
     settings=thresholds.Settings(
       dense_macs=costs.static_macs(dense.spec, valid, None),
       target=target,
@@ -178,6 +168,21 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f"the ratio can be at most {1 - floor:.3f}"
     )
   return job
+
+
+def optimizer(
+  config: ml_collections.ConfigDict, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+  """The search's optimiser, at this rate once it is warm.
+
+  Adam's first steps have the same size in every weight, whatever the gradient:
+  the rate rises while nothing is pruned yet.
+  """
+  steps = config.prune.warmup_stages * config.prune.stage_steps
+  rising = optax.linear_schedule(
+    0.0 if steps else learning_rate, learning_rate, steps
+  )
+  return fit.adamw(rising, config.prune.weight_decay, 1.0)
 
 
 def _recipe(config):

@@ -4,6 +4,7 @@ import io
 import json
 
 import jax
+import ml_collections
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -15,7 +16,7 @@ from comp_jax import errors
 from comp_jax.data import flickr8k, flickr8k_itm, sources, tokenizers
 from comp_jax.interop import store
 from comp_jax.models import families, specs
-from comp_jax.train import prepare, pruning
+from comp_jax.train import prepare, pruning, sweep_group
 from configs import common
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
@@ -200,3 +201,19 @@ def test_a_bad_line_and_a_missing_photo_are_named(data_dir, tmp_path):
     )
     with pytest.raises(errors.UserError, match=message):
       sources.open_source("flickr8k_itm", dir=str(folder))
+
+
+def test_a_sweep_of_it_goes_from_config_to_results(config, tmp_path):
+  points = [{"ratio": 0.2, "seed": 0}, {"ratio": 0.4, "seed": 3}]
+  config = ml_collections.ConfigDict(config)
+  config.prune.max_stages = 2
+  results = sweep_group.run(config, points, tmp_path)
+  assert sweep_group.read(tmp_path) == results
+  assert [row["point"] for row in results] == points
+  assert {row["status"] for row in results} == {"done"}
+  for row in results:
+    assert row["macs"]["final"] <= row["macs"]["target"]
+    assert set(row["metrics"]["finetuned_masked"]["val"]) == {"accuracy", "auc"}
+    assert row["compilations"]["stage_step"] == 1
+  # What is done is not done again.
+  assert sweep_group.run(config, points, tmp_path) == results

@@ -1,0 +1,300 @@
+"""`sweep`: every combination of some config values, in as few programs as can.
+
+Points that differ in ratio, seed, rates or constants of MPS run in one jit;
+what changes shapes or programs (recipes, batch sizes, models) runs in processes
+of its own, one group after the other or `--processes` at a time.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import rich.box
+import rich.console
+import rich.live
+import rich.table
+
+from comp_jax import errors
+from comp_jax.cli import shell
+from comp_jax.interop import atomic
+
+_SHORT = {"ratios": "ratio", "seeds": "seed", "recipes": "recipe.name"}
+INDEX = "index.json"
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+  """Declares the verb."""
+  parser = verbs.add_parser(
+    "sweep", help="prune at every combination of some config values"
+  )
+  parser.add_argument("--config", required=True, help="config file")
+  parser.add_argument(
+    "--sweep",
+    nargs="+",
+    required=True,
+    metavar="KEY=VALUES",
+    help="config keys (or ratios, seeds, recipes) and their values, separated "
+    "by commas; 0:5 stands for 0,1,2,3,4; one value just sets the key",
+  )
+  parser.add_argument("--workdir", required=True, help="folder of the sweep")
+  parser.add_argument(
+    "--processes", type=int, default=1, help="groups that run at a time"
+  )
+  parser.add_argument("--group", help=argparse.SUPPRESS)
+  parser.set_defaults(run=run)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+  """Points that one program serves.
+
+  Attributes:
+    name: of its folder.
+    fixed: config key -> value, the same for all of its points.
+    points: what is left to tell them apart.
+  """
+
+  name: str
+  fixed: Mapping[str, Any]
+  points: Sequence[Mapping[str, Any]]
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Runs the sweep, or one group of it in a child process."""
+  config = shell.load_config(arguments.config)
+  groups = split(axes(config, arguments.sweep))
+  workdir = pathlib.Path(arguments.workdir)
+  if arguments.group:
+    (group,) = [g for g in groups if g.name == arguments.group]
+    _run_group(config, group, workdir)
+    return
+  if arguments.processes < 1:
+    raise errors.UserError(
+      f"--processes must be 1 or more, not {arguments.processes}"
+    )
+  from comp_jax.train import workdir as workdir_lib
+
+  listed = {"config": arguments.config, "groups": _plain(groups)}
+  with workdir_lib.claim(workdir, listed):
+    _run_all(arguments, groups, workdir)
+
+
+def axes(
+  config: ml_collections.ConfigDict, texts: Sequence[str]
+) -> dict[str, list[Any]]:
+  """Config key -> values, in the order they were written.
+
+  Raises:
+    UserError: a key that the config lacks, or a value of another type.
+  """
+  known = dict(shell.keys(config))
+  found = {}
+  for text in texts:
+    key, equals, values = text.partition("=")
+    key = _SHORT.get(key, key).removeprefix("config.")
+    if not equals or not values:
+      raise errors.UserError(
+        f"--sweep {text!r}: write KEY=VALUE,VALUE such as ratios=0.5,0.7"
+      )
+    if key not in known:
+      raise errors.UserError(
+        f"--sweep {key}: the config has no such key; "
+        f"{shell.suggest(key, known)}"
+      )
+    if isinstance(known[key], ml_collections.ConfigDict):
+      raise errors.UserError(
+        f"--sweep {key} is a section; sweep one of its keys: "
+        f"{', '.join(known[key])}"
+      )
+    if key in found:
+      raise errors.UserError(f"--sweep {key} is given twice")
+    holder = known.get(key.rpartition(".")[0], config)
+    kind = holder.get_type(key.rpartition(".")[2])
+    found[key] = [
+      value for part in values.split(",") for value in _values(key, part, kind)
+    ]
+    if len(set(found[key])) < len(found[key]):
+      raise errors.UserError(f"--sweep {key}: a value is given twice")
+  return found
+
+
+def split(axes: Mapping[str, Sequence[Any]]) -> list[Group]:
+  """The groups of all combinations: what may be traced tells points apart."""
+  from comp_jax.train import sweep_group
+
+  traced = {k: v for k, v in axes.items() if k in sweep_group.TRACED}
+  static = {k: v for k, v in axes.items() if k not in traced}
+  points = [
+    dict(zip(traced, values, strict=True))
+    for values in itertools.product(*traced.values())
+  ]
+  fixed = [
+    dict(zip(static, values, strict=True))
+    for values in itertools.product(*static.values())
+  ]
+  return [
+    Group(name=f"group_{index}", fixed=values, points=points)
+    for index, values in enumerate(fixed)
+  ]
+
+
+def _values(key: str, text: str, kind: type) -> list[Any]:
+  """The values that one item between commas stands for."""
+  first, colon, end = text.partition(":")
+  try:
+    if kind is int and colon:
+      return list(range(int(first), int(end)))
+    if kind is bool:
+      return [{"true": True, "false": False}[text.lower()]]
+    if kind in (int, float, str):
+      return [kind(text)]
+  except (ValueError, KeyError) as error:
+    raise errors.UserError(
+      f"--sweep {key}: {text!r} is not of type {kind.__name__}"
+    ) from error
+  raise errors.UserError(
+    f"--sweep {key}: values of type {kind.__name__} cannot be swept; change "
+    "them in the config file"
+  )
+
+
+def _run_group(
+  config: ml_collections.ConfigDict, group: Group, workdir: pathlib.Path
+) -> None:
+  """Runs the points of a group in this process."""
+  from comp_jax.train import fit, sweep_group
+
+  config.update_from_flattened_dict(dict(group.fixed))
+  try:
+    sweep_group.run(config, group.points, workdir / group.name)
+  except fit.Interrupted as error:
+    raise KeyboardInterrupt from error
+
+
+def _run_all(
+  arguments: argparse.Namespace, groups: Sequence[Group], workdir: pathlib.Path
+) -> None:
+  """Runs a child process per group, shows where they are, gathers results."""
+  waiting, running, failed = list(groups), {}, {}
+  command = [sys.executable, "-m", "comp_jax", "sweep"]
+  command += ["--config", arguments.config, "--workdir", arguments.workdir]
+  command += ["--sweep", *arguments.sweep]
+  console = rich.console.Console()
+  try:
+    with rich.live.Live(console=console, auto_refresh=False) as live:
+      while waiting or running:
+        while waiting and len(running) < arguments.processes:
+          group = waiting.pop(0)
+          running[group.name] = subprocess.Popen(
+            [*command, "--group", group.name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+          )
+        time.sleep(0.5)
+        for name, child in list(running.items()):
+          if child.poll() is not None:
+            del running[name]
+            said = child.stderr.read().strip()
+            if child.returncode:
+              failed[name] = said.splitlines()[-1:] or ["no message"]
+        live.update(_table(groups, workdir, failed), refresh=True)
+  finally:
+    # Children save at SIGTERM, and go on with the next start.
+    for child in running.values():
+      child.terminate()
+    for child in running.values():
+      child.wait()
+  results = _gather(groups, workdir, failed)
+  if failed:
+    name, said = next(iter(failed.items()))
+    raise errors.UserError(
+      f"{len(failed)} of {len(groups)} groups failed; {name}: "
+      f"{said[0].removeprefix('error: ')}"
+    )
+  console.print(f"results: {workdir / 'results.jsonl'} ({len(results)} points)")
+
+
+def _gather(
+  groups: Sequence[Group], workdir: pathlib.Path, failed: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+  """Writes the results of all groups as one file, and the index of points."""
+  from comp_jax.train import sweep_group
+
+  results, index = [], []
+  for group in groups:
+    rows = sweep_group.read(workdir / group.name)
+    results += [{**row, "fixed": dict(group.fixed)} for row in rows]
+    for number, point in enumerate(group.points):
+      status = "failed" if group.name in failed else "waiting"
+      index.append(
+        {
+          **group.fixed,
+          **point,
+          "group": group.name,
+          "status": rows[number]["status"] if number < len(rows) else status,
+        }
+      )
+  lines = [json.dumps(row, sort_keys=True) + "\n" for row in results]
+  atomic.write_text(workdir / "results.jsonl", "".join(lines))
+  atomic.write_json(workdir / INDEX, {"points": index})
+  return results
+
+
+def _table(
+  groups: Sequence[Group], workdir: pathlib.Path, failed: Mapping[str, Any]
+) -> rich.table.Table:
+  """One row per point: where it is."""
+  from comp_jax.train import sweep_group
+
+  every = [{**g.fixed, **point} for g in groups for point in g.points]
+  varied = [key for key in every[0] if len({p[key] for p in every}) > 1]
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+  for column in ("point", "phase", "mode", "MACs left", "metric"):
+    table.add_column(column)
+  for group in groups:
+    folder = workdir / group.name
+    results = sweep_group.read(folder)
+    progress = {}
+    if (folder / sweep_group.PROGRESS).exists():
+      progress = json.loads((folder / sweep_group.PROGRESS).read_text())
+    for number, point in enumerate(group.points):
+      values = {**group.fixed, **point}
+      name = " ".join(f"{key}={values[key]}" for key in varied)
+      if number < len(results):
+        row = results[number]
+        best = next(iter(row["metrics"]["finetuned_masked"].values()), {})
+        key = next(iter(best), None)
+        share = row["macs"]["final"] / row["macs"]["dense"]
+        shown = f"{key} {best[key]:.3f}" if key else row["reason"]
+        table.add_row(name, row["status"], "", f"{share:.1%}", shown)
+        continue
+      if group.name in failed:
+        table.add_row(name, "failed", "", "", "")
+        continue
+      now = progress.get("members", [{}] * len(group.points))[number]
+      share, metric = now.get("macs_fraction"), now.get("metric")
+      shown = now.get("loss") if metric is None else metric
+      table.add_row(
+        name,
+        progress.get("phase", "waiting"),
+        now.get("mode", ""),
+        "" if share is None else f"{share:.1%}",
+        "" if shown is None else f"{shown:.3f}",
+      )
+  return table
+
+
+def _plain(groups: Sequence[Group]) -> list[dict[str, Any]]:
+  return [
+    {"fixed": dict(g.fixed), "points": [dict(p) for p in g.points]}
+    for g in groups
+  ]

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
   arrays = {name: np.asarray(value) for name, value in output.items()}
   if "image_embedding" in arrays:
     similarity = arrays["image_embedding"] @ arrays["text_embedding"].T
-    arrays["logits"] = arrays["logit_scale"] * similarity
+    arrays.setdefault("logits", arrays["logit_scale"] * similarity)
   if arguments.aux:
     for tower in loaded.spec.towers:
       arrays[f"{tower}/counts"] = np.asarray(aux[tower]["counts"])

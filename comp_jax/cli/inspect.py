@@ -18,6 +18,7 @@ from comp_jax.models import families, macs, presets, specs, towers
 _VOCABULARY = dict.fromkeys(presets.FROM_SCRATCH, {"vocab_size": 2048})
 # Tokens of a text where nothing else is said: the published papers' inputs.
 _BERT_TOKENS = 36
+_TEXT_TOKENS = {"retrieval": 35}
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -45,13 +46,17 @@ def run(arguments: argparse.Namespace) -> None:
   tokens = arguments.text_tokens
   if tokens is None:
     longest = spec.text.max_length
-    tokens = longest if spec.text.kind == "clip" else min(_BERT_TOKENS, longest)
+    usual = _TEXT_TOKENS.get(spec.family, _BERT_TOKENS)
+    tokens = longest if spec.text.kind == "clip" else min(usual, longest)
   if not 1 <= tokens <= spec.text.max_length:
     raise errors.UserError(
       f"--text_tokens must be in 1..{spec.text.max_length}, not {tokens}"
     )
   images = spec.images
-  valid = {"vision": [spec.vision.tokens] * images, "text": [tokens]}
+  valid = {
+    "vision": [spec.vision.tokens] * images,
+    "text": [tokens] * spec.readings,
+  }
   counts = {
     tower: cost_lib.static_counts(
       np.array(valid[tower]),
@@ -72,18 +77,19 @@ def run(arguments: argparse.Namespace) -> None:
     table.add_row(*row)
   console.print(table)
   total = families.macs(spec, None, counts)
-  parameters = families.params_count(spec)
   lines = [
     f"inference, {images} image{'s' * (images > 1)} and one text of {tokens} "
     "tokens: "
     f"{total / 1e9:.4f} G MACs"
   ]
-  legacy = families.legacy_macs(spec, total)
+  lines.append(f"parameters: {families.params_count(spec):,}")
+  legacy = families.legacy_macs(spec, counts)
   if legacy is not None:
     lines.append(
-      f"legacy, the published papers' training graph: {legacy / 1e9:.4f} G MACs"
+      "legacy, the published papers' training graph with momentum twins: "
+      f"{legacy / 1e9:.4f} G MACs, {families.legacy_params_count(spec):,} "
+      "parameters"
     )
-  lines.append(f"parameters: {parameters:,}")
   for line in lines:
     console.print(line, highlight=False)
 
@@ -96,7 +102,7 @@ def rows(spec: specs.ModelSpec, counts: dict[str, np.ndarray]):
     encoder = getattr(flat, tower).encoder
     for index, layer in enumerate(encoder.layers):
       one = dataclasses.replace(encoder, layers=(layer,))
-      seen = counts[tower][:, index : index + 2]
+      seen = counts[tower][:1, index : index + 2]
       crossed = 0
       if layer.cross:
         keys = (counts["vision"][:1, -1],) * len(layer.cross)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Int, Num
 
 # Elements of a LayerNorm are counted five times, as fvcore does.
 NORM = 5
-# Entries of the momentum queues that the published costs of CLIP include.
-CLIP_QUEUE = 57600
+# Entries of the momentum queues that the published costs of retrieval include.
+QUEUE = 57600
 
 
 def encoder_macs(
@@ -162,7 +162,7 @@ def clip_macs(
   joint_width: int,
   text_tokens: int = 77,
   convention: str = "inference",
-  queue: int = CLIP_QUEUE,
+  queue: int = QUEUE,
 ) -> int:
   """MACs of a dense CLIP.
 

@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from comp_jax.core import cost
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import (
   blip,
   blip_nlvr,
+  blip_retrieval,
   encoder,
   specs,
   towers,
@@ -23,6 +24,7 @@ _FAMILIES: Mapping[type, towers.Family] = {
   specs.TwoTowerSpec: two_tower.FAMILY,
   specs.MatchingSpec: blip.FAMILY,
   specs.NlvrSpec: blip_nlvr.FAMILY,
+  specs.RetrievalSpec: blip_retrieval.FAMILY,
 }
 
 
@@ -112,7 +114,8 @@ def traced(
   captured = state["intermediates"]
   hidden = {
     tower: [
-      captured[tower]["encoder"][f"layers_{i}"]["__call__"][0][0][0].x
+      # Of several readings the last one, which looks at the image.
+      captured[tower]["encoder"][f"layers_{i}"]["__call__"][-1][0][0].x
       for i in range(getattr(spec, tower).encoder.depth)
     ]
     for tower in spec.towers
@@ -120,17 +123,35 @@ def traced(
   return output, aux, hidden
 
 
-def legacy_macs(spec: specs.ModelSpec, inference: float) -> float | None:
-  """The published papers' convention, or None where there is none.
+def legacy_macs(
+  spec: specs.ModelSpec, counts: Mapping[str, Num[np.ndarray, "r _"]]
+) -> float | None:
+  """MACs in the published papers' convention, or None where there is none.
 
-  CLIP is costed with its momentum twins and the similarities to the queues
-  (spec `upop.md` part 4).
+  Args:
+    spec: the model; its own widths are costed.
+    counts: see `macs`.
   """
-  if isinstance(spec, specs.TwoTowerSpec) and spec.text.kind == "clip":
-    return 2 * inference + 4 * spec.joint_width * (cost.CLIP_QUEUE + 1)
-  return None
+  legacy = _of(spec).legacy
+  return None if legacy is None else float(legacy(spec, counts))
+
+
+def twins(spec: specs.ModelSpec, tree: Mapping) -> dict[str, Any]:
+  """The part of a parameter tree of which training keeps a momentum twin."""
+  return {name: tree[name] for name in _of(spec).twins}
+
+
+def module(spec: specs.ModelSpec) -> nn.Module:
+  """The Flax module of a spec."""
+  return _of(spec).model(spec)
 
 
 def params_count(spec: specs.ModelSpec) -> int:
   """The number of parameters of a dense or compact model, from its spec."""
   return towers.params_count(param_shapes(spec))
+
+
+def legacy_params_count(spec: specs.ModelSpec) -> int:
+  """The same as the published papers count: momentum twins included."""
+  shapes = param_shapes(spec)
+  return towers.params_count(shapes) + towers.params_count(twins(spec, shapes))

@@ -203,16 +203,18 @@ def blip_base(
   max_length: int = 512,
   vision_width: int = 768,
   vision_depth: int = 12,
+  joint_width: int = 256,
   **options: Any,
 ) -> specs.ModelSpec:
   """A BLIP with ViT-B/16, or ViT-L/16 by its width and depth.
 
   Args:
-    family: `matching` or `nlvr`.
+    family: `matching`, `nlvr` or `retrieval`.
     image_size: side of the images, a multiple of 16.
     max_length: rows of the text's position table.
     vision_width: residual width of the vision tower.
     vision_depth: its layers.
+    joint_width: width of the joint space (retrieval).
     **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
   """
   pair = family == "nlvr"
@@ -250,6 +252,10 @@ def blip_base(
       **options,
     ),
   )
+  if family == "retrieval":
+    return specs.RetrievalSpec(
+      vision=vision, text=text, joint_width=joint_width
+    )
   model = specs.NlvrSpec if pair else specs.MatchingSpec
   return model(vision=vision, text=text)
 
@@ -326,6 +332,7 @@ NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,
   "blip_matching": functools.partial(blip_base, family="matching"),
   "blip_nlvr": functools.partial(blip_base, family="nlvr"),
+  "blip_retrieval": functools.partial(blip_base, family="retrieval"),
   "clip_b32": functools.partial(clip, patch_size=32, **_CLIP_B),
   "clip_b16": functools.partial(clip, patch_size=16, **_CLIP_B),
   "clip_l14": functools.partial(clip, patch_size=14, **_CLIP_L),

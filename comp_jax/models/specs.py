@@ -201,6 +201,7 @@ class TwoTowerSpec:
     family: tells models apart on disk.
     towers: its fields that are towers.
     images: images that one example shows to the vision tower.
+    readings: passes of the text tower over one text.
   """
 
   vision: VitSpec
@@ -209,6 +210,7 @@ class TwoTowerSpec:
   family: Literal["two_tower"] = "two_tower"
   towers: ClassVar[tuple[str, ...]] = ("vision", "text")
   images: ClassVar[int] = 1
+  readings: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,6 +223,7 @@ class MatchingSpec:
     family: tells models apart on disk.
     towers: its fields that are towers.
     images: images that one example shows to the vision tower.
+    readings: passes of the text tower over one text.
   """
 
   vision: VitSpec
@@ -228,6 +231,7 @@ class MatchingSpec:
   family: Literal["matching"] = "matching"
   towers: ClassVar[tuple[str, ...]] = ("vision", "text")
   images: ClassVar[int] = 1
+  readings: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -240,6 +244,7 @@ class NlvrSpec:
     family: tells models apart on disk.
     towers: its fields that are towers.
     images: images that one example shows to the vision tower.
+    readings: passes of the text tower over one text.
   """
 
   vision: VitSpec
@@ -247,13 +252,29 @@ class NlvrSpec:
   family: Literal["nlvr"] = "nlvr"
   towers: ClassVar[tuple[str, ...]] = ("vision", "text")
   images: ClassVar[int] = 2
+  readings: ClassVar[int] = 1
 
 
-ModelSpec = TwoTowerSpec | MatchingSpec | NlvrSpec
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalSpec(MatchingSpec):
+  """BLIP's retrieval: a joint space as well, where no tower sees the other.
+
+  Attributes:
+    joint_width: width of the joint space.
+  """
+
+  joint_width: int
+  family: Literal["retrieval"] = "retrieval"
+  # Once alone, once looking at an image.
+  readings: ClassVar[int] = 2
+
+
+ModelSpec = TwoTowerSpec | MatchingSpec | NlvrSpec | RetrievalSpec
 _FAMILIES = {
   "two_tower": TwoTowerSpec,
   "matching": MatchingSpec,
   "nlvr": NlvrSpec,
+  "retrieval": RetrievalSpec,
 }
 
 

@@ -15,6 +15,8 @@ from comp_jax.models import specs
 # Mode of each tower's units, and of its tokens.
 PARAM_MODES = {"vision": "vision_params", "text": "language_params"}
 TOKEN_MODES = {"vision_tokens": "vision", "language_tokens": "text"}
+# What a model looks at; a batch may hold more, for the loss.
+INPUTS = ("image", "text_ids", "text_mask")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,12 +30,17 @@ class Family:
     example: spec -> a batch of one.
     alone: tower -> (method, inputs) that run it without the others; a tower
       that is not named needs the whole model.
+    legacy: (spec, counts) -> MACs in the published papers' convention, where
+      they have one.
+    twins: parameters of which training keeps a momentum twin.
   """
 
   model: Callable[[Any], nn.Module]
   macs: Callable[[Any, Mapping | None, Mapping], Any]
   example: Callable[[Any], Mapping]
   alone: Mapping[str, tuple[str, tuple[str, ...]]]
+  legacy: Callable[[Any, Mapping], float] | None = None
+  twins: tuple[str, ...] = ()
 
 
 def groups(
@@ -106,7 +113,8 @@ def prunable(
   def counts(tower):
     def run(params, batch, masks, policies):
       if tower not in family.alone:
-        _, aux = forward(params, batch, masks, None, policies, None)
+        inputs = {name: batch[name] for name in INPUTS}
+        _, aux = forward(params, inputs, masks, None, policies, None)
         return aux[tower]["counts"]
       method, inputs = family.alone[tower]
       _, aux = model.apply(
@@ -129,7 +137,7 @@ def prunable(
     forward=forward,
     tower_counts={tower: counts(tower) for tower in tokens.values()},
     macs=lambda masks, counts: family.macs(spec, masks, counts),
-    rows={"vision": spec.images},
+    rows={"vision": spec.images, "text": spec.readings},
   )
 
 

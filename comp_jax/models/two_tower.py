@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from comp_jax.core import importance
+from comp_jax.core import cost, importance
 from comp_jax.models import bert, clip_text, specs, towers, vit
 from comp_jax.models import macs as macs_lib
+
+# What a joint space is made of; the scale of its logits has no twin.
+TWINS = ("vision", "text", "vision_projection", "text_projection")
 
 
 class TwoTower(nn.Module):
@@ -40,7 +43,7 @@ class TwoTower(nn.Module):
   ) -> tuple[Float[Array, "b p"], dict]:
     """Unit image embeddings, and the vision tower's aux."""
     pooled, aux = self.vision(image, masks, probes, policy, estimator)
-    return _unit(self.vision_projection(pooled)), aux
+    return unit(self.vision_projection(pooled)), aux
 
   def encode_text(
     self,
@@ -55,7 +58,7 @@ class TwoTower(nn.Module):
     pooled, aux = self.text(
       text_ids, text_mask, masks, probes, policy, estimator
     )
-    return _unit(self.text_projection(pooled)), aux
+    return unit(self.text_projection(pooled)), aux
 
   def __call__(
     self,
@@ -98,8 +101,15 @@ class TwoTower(nn.Module):
     return output, {"vision": vision_aux, "text": text_aux}
 
 
+def unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
+  """Rows of length 1, in float32."""
+  x = x.astype(jnp.float32)
+  norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+  return x / norm
+
+
 def embed(
-  model: TwoTower,
+  model: nn.Module,
   params: Mapping,
   batch: Mapping,
   masks: Mapping | None,
@@ -108,7 +118,7 @@ def embed(
   """Image and caption embeddings of an evaluation batch.
 
   Args:
-    model: the module.
+    model: a module with `encode_image` and `encode_text`.
     params: its weights.
     batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, c, n].
     masks: hard masks or None.
@@ -135,12 +145,6 @@ def embed(
   return images, texts.reshape(b, c, -1)
 
 
-def _unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
-  x = x.astype(jnp.float32)
-  norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
-  return x / norm
-
-
 def macs(
   spec: specs.TwoTowerSpec,
   masks: Mapping | None,
@@ -164,6 +168,16 @@ def macs(
   return macs_lib.mean(vision) + macs_lib.mean(text) + widths * spec.joint_width
 
 
+def legacy(spec: specs.TwoTowerSpec, counts: Mapping) -> float:
+  """MACs of the published papers' training graph of CLIP.
+
+  The momentum twins see everything too, and four products compare both
+  modalities with the queues (spec `upop.md` part 4).
+  """
+  queues = 4 * spec.joint_width * (cost.QUEUE + 1)
+  return 2 * macs(spec, None, counts) + queues
+
+
 def example(spec: specs.TwoTowerSpec) -> dict[str, Array]:
   """A batch of one, as the model takes it."""
   size = spec.vision.image_size
@@ -182,4 +196,6 @@ FAMILY = towers.Family(
     "vision": ("encode_image", ("image",)),
     "text": ("encode_text", ("text_ids", "text_mask")),
   },
+  legacy=legacy,
+  twins=TWINS,
 )

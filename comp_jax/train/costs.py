@@ -19,7 +19,7 @@ from comp_jax.train import state as state_lib
 def valid_tokens(
   spec: specs.ModelSpec, select: Mapping
 ) -> dict[str, np.ndarray]:
-  """Tokens at the input of each tower: of every example, of every image."""
+  """Tokens at the input of each tower: of every image, of every reading."""
   lengths = (
     np.asarray(select["text_mask"]).sum(axis=-1).reshape(-1).astype(np.int64)
   )
@@ -29,7 +29,7 @@ def valid_tokens(
       spec.vision.tokens,
       np.int64,
     ),
-    "text": lengths,
+    "text": np.repeat(lengths, spec.readings),
   }
 
 

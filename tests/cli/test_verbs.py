@@ -10,7 +10,7 @@ from comp_jax.models import families
 from tests.models import model_kit as kit
 
 
-@pytest.fixture(scope="module", params=["end", "cross"])
+@pytest.fixture(scope="module", params=["end", "cross", "joint"])
 def model(request, tmp_path_factory):
   """A saved model of either family, and arrays as PyTorch has them."""
   folder = tmp_path_factory.mktemp(request.param)
@@ -44,7 +44,7 @@ def test_forward_writes_what_the_model_says(model):
   expected, aux = kit.apply(spec, kit.params(spec), batch)
   for name, value in expected.items():
     np.testing.assert_allclose(arrays[name], value, rtol=0, atol=1e-5)
-  columns = 3 if "logit_scale" in arrays else 2
+  columns = 3 if spec.family == "two_tower" else 2
   assert arrays["logits"].shape == (3, columns)
   for tower in ("vision", "text"):
     width = getattr(spec, tower).encoder.width
@@ -75,17 +75,25 @@ def test_inspect_cost_adds_up(model, capsys):
   depth = [getattr(spec, tower).encoder.depth for tower in ("vision", "text")]
   counts = {
     "vision": np.full((1, depth[0] + 1), 17),
-    "text": np.full((1, depth[1] + 1), 7),
+    "text": np.full((spec.readings, depth[1] + 1), 7),
   }
   total = families.macs(spec, None, counts)
   assert f"{total / 1e9:.4f} G" in shown
   assert f"{families.params_count(spec):,}" in shown
 
 
-def test_inspect_knows_the_published_clip(capsys):
-  assert verbs.main(["inspect", "cost", "--model", "clip_l14_336"]) == 0
-  shown = capsys.readouterr().out
-  assert "197.7619 G" in shown and "395.7007 G" in shown
+@pytest.mark.parametrize(
+  ("model", "figures"),
+  [
+    ("clip_l14_336", ("197.7619 G", "395.7007 G", "855,888,385")),
+    ("blip_retrieval", ("70.5739 G", "153.2425 G", "447,486,979")),
+  ],
+)
+def test_inspect_knows_the_published_costs(capsys, model, figures):
+  """Spec `upop.md` part 4: the legacy figures and the twins' parameters."""
+  assert verbs.main(["inspect", "cost", "--model", model]) == 0
+  shown = " ".join(capsys.readouterr().out.split())
+  assert all(figure in shown for figure in figures)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ VOCAB, LENGTH, SEP = 40, 12, 3
 def spec(
   *, layer_scale=True, readout="mean", depth=(2, 2), **options
 ) -> specs.TwoTowerSpec:
-  """A small pair; `readout="end"` makes both towers CLIP's."""
+  """A small pair; `end` makes it a CLIP, `cross` and `joint` a BLIP."""
   if readout == "end":
     return _clip(depth, options)
-  if readout == "cross":
-    return _blip(depth, options)
+  if readout in ("cross", "joint"):
+    return _blip(depth, readout == "joint", options)
   return specs.TwoTowerSpec(
     vision=specs.VitSpec(
       image_size=32,
@@ -80,8 +80,10 @@ def _clip(depth, options):
   )
 
 
-def _blip(depth, options):
-  return specs.MatchingSpec(
+def _blip(depth, joint, options):
+  kind = specs.RetrievalSpec if joint else specs.MatchingSpec
+  return kind(
+    **({"joint_width": 8} if joint else {}),
     vision=specs.VitSpec(
       image_size=32,
       patch_size=8,
@@ -124,6 +126,8 @@ def params(model: specs.TwoTowerSpec, seed=0):
     value = rng.normal(size=shape)
     if path[-1] == "logit_scale":
       return np.float32(2.0)
+    if path[-1] == "temperature":
+      return np.float32(0.2)
     if path[-1] == "scale" or path[-1].startswith("layer_scale"):
       return (1.0 + 0.3 * value).astype(np.float32)
     if path[-1] == "kernel":

@@ -17,6 +17,8 @@ from tests.models import model_kit as kit
 BATCH = kit.batch()
 MODEL = kit.spec(readout="cross")
 PARAMS = kit.params(MODEL)
+JOINT = kit.spec(readout="joint")
+BOTH = pytest.mark.parametrize("model", [MODEL, JOINT], ids=["itm", "joint"])
 
 
 def close(actual, desired, atol=1e-5):
@@ -41,8 +43,9 @@ def _some_removed(groups, names, seed=5):
   return masks_lib.build(groups, leaf)
 
 
-def test_it_has_all_five_modes():
-  assert families.prunable(MODEL).modes == (
+@BOTH
+def test_it_has_all_five_modes(model):
+  assert families.prunable(model).modes == (
     "vision_params",
     "language_params",
     "cross_params",
@@ -53,21 +56,23 @@ def test_it_has_all_five_modes():
 
 @pytest.mark.parametrize("granularity", ["head", "channel"])
 @pytest.mark.parametrize("names", [{"text/cross"}, None])
-def test_zero_mask_equals_sliced_out(names, granularity):
-  model = specs.with_encoders(MODEL, granularity=granularity)
+@BOTH
+def test_zero_mask_equals_sliced_out(model, names, granularity):
+  params = kit.params(model)
+  model = specs.with_encoders(model, granularity=granularity)
   groups = families.groups(model)
   masks = _some_removed(groups, names or {g.name for g in groups})
   left = compact.units_left(groups, masks)
   small = specs.compacted(model, left)
-  sliced = compact.slice_params(PARAMS, groups, masks)
+  sliced = compact.slice_params(params, groups, masks)
   policies = {
     tower: TokenPolicy(theta=0.6, gate=granularity == "head")
     for tower in ("vision", "text")
   }
-  output, aux = kit.apply(model, PARAMS, BATCH, masks, policies=policies)
+  output, aux = kit.apply(model, params, BATCH, masks, policies=policies)
   same, small_aux = kit.apply(small, sliced, BATCH, policies=policies)
   close(same, output)
-  dense, _ = kit.apply(model, PARAMS, BATCH, policies=policies)
+  dense, _ = kit.apply(model, params, BATCH, policies=policies)
   assert np.max(np.abs(dense["logits"] - output["logits"])) > 1e-3
   for tower in ("vision", "text"):
     np.testing.assert_array_equal(
@@ -86,11 +91,13 @@ def test_zero_mask_equals_sliced_out(names, granularity):
 
 
 @pytest.mark.parametrize("granularity", ["head", "channel"])
-def test_a_group_lists_every_array_a_unit_touches(granularity):
-  model = specs.with_encoders(MODEL, granularity=granularity)
+@BOTH
+def test_a_group_lists_every_array_a_unit_touches(model, granularity):
+  params = kit.params(model)
+  model = specs.with_encoders(model, granularity=granularity)
   groups = families.groups(model)
   masks = _some_removed(groups, {g.name for g in groups})
-  wild = jax.tree.map(np.array, PARAMS)
+  wild = jax.tree.map(np.array, params)
   for group in groups:
     gone = np.asarray(groups_lib.leaf(masks, group.name)) == 0
     for slot in group.slots:
@@ -99,7 +106,7 @@ def test_a_group_lists_every_array_a_unit_touches(granularity):
         index = [layer] + [slice(None)] * (array.ndim - 1)
         index[slot.axis + 1] = unit
         array[tuple(index)] += 7.0
-  output, _ = kit.apply(model, PARAMS, BATCH, masks)
+  output, _ = kit.apply(model, params, BATCH, masks)
   same, _ = kit.apply(model, wild, BATCH, masks)
   close(same, output)
 
@@ -121,17 +128,20 @@ def test_mask_execution_equals_static_at_equal_counts():
   close(same, output)
 
 
-def test_padding_and_batch_composition_change_nothing():
+@BOTH
+def test_padding_and_batch_composition_change_nothing(model):
+  params = kit.params(model)
   policies = {tower: TokenPolicy(theta=0.8) for tower in ("vision", "text")}
-  output, _ = kit.apply(MODEL, PARAMS, BATCH, policies=policies)
+  output, _ = kit.apply(model, params, BATCH, policies=policies)
   length = int(BATCH["text_mask"][1].sum())
   alone = {
     "image": BATCH["image"][1:2],
     "text_ids": BATCH["text_ids"][1:2, :length],
     "text_mask": BATCH["text_mask"][1:2, :length],
   }
-  single, _ = kit.apply(MODEL, PARAMS, alone, policies=policies)
-  close(single["logits"][0], output["logits"][1])
+  single, _ = kit.apply(model, params, alone, policies=policies)
+  for name in output.keys() - {"logit_scale"}:
+    close(single[name][0], output[name][1])
 
 
 def test_a_dropped_image_token_is_gone_for_the_text():

@@ -93,6 +93,7 @@ def test_presets_by_name():
     "tiny_nlvr",
     "blip_matching",
     "blip_nlvr",
+    "blip_retrieval",
     *clips,
   }
   tiny = presets.spec(

@@ -1,4 +1,4 @@
-"""BLIP checkpoints: matching (Hugging Face's and the original), NLVR2.
+"""BLIP checkpoints of Hugging Face and the authors: matching, retrieval, NLVR2.
 
 Every size but the number of heads is read from the shapes, so checkpoints
 that UPop compressed describe themselves (spec `upop.md` parts 2 and 3.9).
@@ -50,13 +50,10 @@ _TEXT_LAYER = _TEXT + "encoder.layer.{}."
 # Suffixes of the cross-attentions' names, by ours.
 _ONE_CROSS = {"cross": ""}
 _TWO_CROSSES = {"cross0": "0", "cross1": "1"}
-# Heads of the contrastive half, momentum twins and queues.
+# Momentum twins and queues are reset before any use.
 _UNUSED = (
   f"{_TEXT}embeddings.position_ids",
   f"{_TEXT}pooler.",
-  "vision_proj.",
-  "text_proj.",
-  "temp",
   "visual_encoder_m.",
   "text_encoder_m.",
   "vision_proj_m.",
@@ -66,6 +63,9 @@ _UNUSED = (
   "idx_queue",
   "ptr_queue",
 )
+_CONTRASTIVE = ("vision_proj.", "text_proj.", "temp")
+# The authors' first temperature; Hugging Face's layout has none.
+_TEMPERATURE = 0.07
 
 
 def is_layout(arrays: Mapping[str, Any]) -> bool:
@@ -106,8 +106,57 @@ def matching(
     "text": _text_params(checkpoint, text, _ONE_CROSS),
     "head": _linear(checkpoint, "itm_head", text.encoder.width, 2),
   }
-  checkpoint.finish(_UNUSED)
+  checkpoint.finish((*_UNUSED, *_CONTRASTIVE))
   return specs.MatchingSpec(vision=vision, text=text), params
+
+
+def retrieval(
+  arrays: Mapping[str, np.ndarray],
+  where: str,
+  *,
+  heads: tuple[int, int] | None = None,
+  norm_eps: tuple[float, float] = (1e-6, 1e-12),
+  image_size: int | None = None,
+) -> tuple[specs.RetrievalSpec, dict]:
+  """The spec and the parameters of a BLIP for retrieval.
+
+  Args:
+    arrays: the checkpoint, flat.
+    where: what is read, for messages.
+    heads: of the vision and the text tower; None for width / 64.
+    norm_eps: epsilon of the LayerNorms of either tower.
+    image_size: side of the images; None keeps the checkpoint's.
+
+  Raises:
+    UserError: names each missing, unexpected and misshaped array.
+  """
+  names = _HF if _HF["cls"] in arrays else _ORIGINAL
+  vision, text = _towers(
+    arrays, names, where, heads, norm_eps, image_size, _ONE_CROSS
+  )
+  joint = np.shape(arrays.get("vision_proj.bias", np.zeros(256)))[0]
+  d = text.encoder.width
+  checkpoint = layouts.Checkpoint(arrays, where)
+  params = {
+    "vision": _vision_params(checkpoint, names, vision),
+    "text": _text_params(checkpoint, text, _ONE_CROSS),
+    "vision_projection": _linear(
+      checkpoint, "vision_proj", vision.encoder.width, joint
+    ),
+    "text_projection": _linear(checkpoint, "text_proj", d, joint),
+    "temperature": checkpoint.take("temp")
+    if "temp" in arrays
+    else np.float32(_TEMPERATURE),
+    "head": _linear(checkpoint, "itm_head", d, 2),
+  }
+  checkpoint.finish(_UNUSED)
+  spec = specs.RetrievalSpec(vision=vision, text=text, joint_width=joint)
+  return spec, params
+
+
+def is_retrieval(arrays: Mapping[str, Any]) -> bool:
+  """Whether a BLIP has a joint space and a matching head."""
+  return {"vision_proj.weight", "itm_head.weight"} <= arrays.keys()
 
 
 def nlvr(
@@ -150,7 +199,8 @@ def nlvr(
     "head_hidden": _linear(checkpoint, "cls_head.0", d, d),
     "head": _linear(checkpoint, "cls_head.2", d, 2),
   }
-  checkpoint.finish((*_UNUSED, *(("itm_head.",) if generic else ())))
+  left = ("itm_head.",) if generic else ()
+  checkpoint.finish((*_UNUSED, *_CONTRASTIVE, *left))
   return specs.NlvrSpec(vision=vision, text=text), params
 
 

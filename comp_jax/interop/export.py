@@ -46,7 +46,9 @@ def export(
   if to.exists() and (not to.is_dir() or any(to.iterdir())):
     raise errors.UserError(f"{to}: is not a new folder; give another one")
   source = load_lib.read(like)
-  build = lambda arrays: source.build(arrays, None, heads, None)  # noqa: E731
+  family = loaded.spec.family
+  task = None if family == "two_tower" else family
+  build = lambda arrays: source.build(arrays, task, heads, None)  # noqa: E731
   spec, _ = build(source.arrays)
   ours, theirs = loaded.spec.vision.image_size, spec.vision.image_size
   if spec.family != loaded.spec.family or ours != theirs:
@@ -138,6 +140,8 @@ def inverse(
   places = tensors.flatten(read(labels))
   for path, values in tensors.flatten(params).items():
     where = np.asarray(places[path])
+    if not np.all(where == np.rint(where)):
+      continue  # No position but a number of the reader's own.
     flat[where.astype(np.int64).reshape(-1)] = np.asarray(values).reshape(-1)
   return {
     name: flat[start : start + sizes[name]].reshape(np.shape(arrays[name]))

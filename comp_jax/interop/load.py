@@ -20,7 +20,12 @@ from comp_jax import errors
 from comp_jax.interop import blip, clip, store, torch_file
 from comp_jax.models import specs
 
-TASKS = ("retrieval", "matching", "nlvr")
+_BLIPS = {
+  "retrieval": blip.retrieval,
+  "matching": blip.matching,
+  "nlvr": blip.nlvr,
+}
+TASKS = tuple(_BLIPS)
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -37,8 +42,8 @@ def load(
     path: a folder that prune.py or train.py wrote; a Hugging Face folder of a
       CLIPModel or a BlipForImageTextRetrieval; or a file of tensors in the
       layout of Hugging Face or the authors, dense or compressed by UPop.
-    task: `retrieval` (CLIP), `matching` or `nlvr` (BLIP); None for what the
-      checkpoint is. A generic BLIP can be a start for `nlvr`.
+    task: `retrieval` (CLIP, BLIP), `matching` or `nlvr` (BLIP); None for what
+      the checkpoint is. A generic BLIP can be a start for `nlvr`.
     heads: of the vision and the text tower; None for the config's, else
       width / 64.
     image_size: side of the images in pixels; None for the checkpoint's. The
@@ -95,9 +100,8 @@ class Published:
     """The spec and the parameters of arrays in this layout; see `load`."""
     if clip.is_layout(arrays) and task in (None, "retrieval"):
       build, options = clip.two_tower, _clip_options(self.config)
-    elif blip.is_layout(arrays) and task in (None, "matching", "nlvr"):
-      pair = task == "nlvr" or (task is None and blip.is_nlvr(arrays))
-      build = blip.nlvr if pair else blip.matching
+    elif blip.is_layout(arrays):
+      build = _BLIPS[task or _blip_task(arrays)]
       options = _blip_options(self.config)
     else:
       what = "tensors of an unknown layout"
@@ -106,11 +110,18 @@ class Published:
       wanted = f" that does {task}" if task else ""
       raise errors.UserError(
         f"{self.path}: {what}, not one{wanted} that is read here: CLIP"
-        " (retrieval) of Hugging Face or OpenAI, BLIP (matching, nlvr) of"
-        " Hugging Face or its authors"
+        " (retrieval) of Hugging Face or OpenAI, BLIP (retrieval, matching,"
+        " nlvr) of Hugging Face or its authors"
       )
     options["heads"] = heads or options.get("heads")
     return build(arrays, str(self.path), image_size=image_size, **options)
+
+
+def _blip_task(arrays: Mapping[str, Any]) -> str:
+  """What a BLIP can do, as its arrays tell."""
+  if blip.is_nlvr(arrays):
+    return "nlvr"
+  return "retrieval" if blip.is_retrieval(arrays) else "matching"
 
 
 def read(path: pathlib.Path) -> Published:

@@ -26,7 +26,7 @@ from comp_jax import errors
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.interop import atomic
 from comp_jax.interop import tensors as tensors_lib
-from comp_jax.models import families, specs, two_tower
+from comp_jax.models import families, specs
 
 FORMAT = 1
 PARAMS, SPEC = "model.safetensors", "spec.json"
@@ -78,17 +78,18 @@ class Loaded:
       batch: `image` [b, s, s, 3] and `text_ids`, `text_mask` [b, n].
 
     Returns:
-      `logits` [b, 2] of a matching model; embeddings and scale of two towers.
+      `logits` [b, 2] of a matching model; embeddings and scale of two towers;
+      all of them of a BLIP for retrieval.
     """
     return self._forward(self.params, dict(batch))
 
   def _jitted(self, method: str, tower: str) -> Callable[..., Array]:
-    if not isinstance(self.spec, specs.TwoTowerSpec):
+    if not hasattr(self.spec, "joint_width"):
       raise errors.UserError(
         f"a {self.spec.family} model has no joint space of images and texts;"
         " call the loaded model with a batch of pairs"
       )
-    model, policy = two_tower.TwoTower(self.spec), self.policies.get(tower)
+    model, policy = families.module(self.spec), self.policies.get(tower)
 
     @jax.jit
     def encode(params, *inputs):
@@ -122,7 +123,8 @@ class Loaded:
     """Scaled similarity of each image with each text."""
     images = self.encode_image(images)
     texts = self.encode_text(text_ids, text_mask)
-    scale = jnp.exp(jnp.clip(self.params["logit_scale"], 0.0, 4.6052))
+    model = families.module(self.spec)
+    scale = model.apply({"params": self.params}, method="scale")
     return scale * images @ texts.T
 
 

@@ -34,6 +34,10 @@ class Retrieval(blip.Matching):
       "temperature", nn.initializers.constant(0.07), ()
     )
 
+  def scale(self) -> Float[Array, ""]:
+    """The factor of similarities, within the authors' bounds."""
+    return 1.0 / jnp.clip(self.temperature, 0.001, 0.5)
+
   def encode_image(
     self,
     image: Num[Array, "b s s 3"],
@@ -100,8 +104,7 @@ class Retrieval(blip.Matching):
     output = {
       "image_embedding": images,
       "text_embedding": embedded,
-      # The authors' bounds.
-      "logit_scale": 1.0 / jnp.clip(self.temperature, 0.001, 0.5),
+      "logit_scale": self.scale(),
     }
     if "concept" in batch:
       similarity = output["logit_scale"] * (images @ embedded.T)

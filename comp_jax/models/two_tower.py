@@ -33,6 +33,10 @@ class TwoTower(nn.Module):
       "logit_scale", nn.initializers.constant(2.6592), ()
     )
 
+  def scale(self) -> Float[Array, ""]:
+    """The factor of similarities; clipped at 100, as CLIP."""
+    return jnp.exp(jnp.clip(self.logit_scale, 0.0, 4.6052))
+
   def encode_image(
     self,
     image: Num[Array, "b s s 3"],
@@ -95,8 +99,7 @@ class TwoTower(nn.Module):
     output = {
       "image_embedding": images,
       "text_embedding": texts,
-      # Clipped at 100, as CLIP.
-      "logit_scale": jnp.exp(jnp.clip(self.logit_scale, 0.0, 4.6052)),
+      "logit_scale": self.scale(),
     }
     return output, {"vision": vision_aux, "text": text_aux}
 
@@ -106,6 +109,24 @@ def unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
   x = x.astype(jnp.float32)
   norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
   return x / norm
+
+
+def pairs(
+  model: nn.Module, params: Mapping, batch: Mapping
+) -> dict[str, Float[Array, "b p"]]:
+  """The embeddings `image` and `text` of pairs, nothing masked or dropped.
+
+  Args:
+    model: a module with `encode_image` and `encode_text`.
+    params: its weights.
+    batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, n].
+  """
+  variables = {"params": params}
+  image, _ = model.apply(variables, batch["image"], method="encode_image")
+  text, _ = model.apply(
+    variables, batch["text_ids"], batch["text_mask"], method="encode_text"
+  )
+  return {"image": image, "text": text}
 
 
 def embed(

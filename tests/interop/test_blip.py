@@ -64,13 +64,13 @@ def inputs():
   return {"image": images, "text_ids": ids, "text_mask": mask}
 
 
-def _expected(model, inputs):
+def _expected(model, inputs, itm=True):
   with torch.no_grad():
     return model(
       input_ids=torch.tensor(inputs["text_ids"], dtype=torch.long),
       attention_mask=torch.tensor(inputs["text_mask"], dtype=torch.long),
       pixel_values=torch.tensor(inputs["image"]).permute(0, 3, 1, 2),
-      use_itm_head=True,
+      use_itm_head=itm,
     ).itm_score.numpy()
 
 
@@ -82,8 +82,23 @@ def test_a_hugging_face_folder_gives_torchs_logits(model, folder, inputs):
   )
   with pytest.raises(errors.UserError, match="no joint space"):
     loaded.encode_image(inputs["image"])
-  with pytest.raises(errors.UserError, match="that does retrieval"):
-    comp_jax.load(folder, task="retrieval")
+
+
+def test_a_joint_space_gives_torchs_similarities(model, folder, inputs):
+  loaded = comp_jax.load(folder)
+  assert loaded.spec.family == "retrieval" and loaded.spec.joint_width == 8
+  output, _ = loaded(inputs)
+  np.testing.assert_allclose(
+    output["logits"], _expected(model, inputs), rtol=0, atol=1e-4
+  )
+  images = loaded.encode_image(inputs["image"])
+  texts = loaded.encode_text(inputs["text_ids"], inputs["text_mask"])
+  similarity = _expected(model, inputs, itm=False)
+  np.testing.assert_allclose(images @ texts.T, similarity, rtol=0, atol=1e-5)
+  texts = inputs["text_ids"], inputs["text_mask"]
+  np.testing.assert_allclose(
+    loaded.logits(inputs["image"], *texts), similarity / 0.07, atol=1e-3
+  )
 
 
 def _original(model):
@@ -105,21 +120,32 @@ def _original(model):
     for theirs, original in names.items():
       name = name.replace(theirs, original)
     arrays[name] = value.numpy()
-  arrays["image_queue"] = np.zeros((8, 10), np.float32)
-  arrays["text_encoder_m.embeddings.LayerNorm.bias"] = np.zeros(16)
+  arrays["temp"] = np.float32(0.05)
+  # Momentum twins and queues; what they hold does not matter.
+  for name in ("visual_encoder", "text_encoder", "vision_proj", "text_proj"):
+    of = [key for key in arrays if key.startswith(f"{name}.")]
+    twins = {k.replace(name, f"{name}_m", 1): arrays[k] + 1 for k in of}
+    arrays |= twins
+  for name in ("image_queue", "text_queue"):
+    arrays[name] = np.zeros((8, 10), np.float32)
+  arrays["idx_queue"] = np.full((1, 10), -100)
+  arrays["ptr_queue"] = np.zeros(1, np.int64)
   return arrays
 
 
-def test_the_authors_layout_gives_the_same_parameters(model, folder, tmp_path):
-  ours = load.load(folder)
+@pytest.mark.parametrize("task", ["matching", "retrieval"])
+def test_the_authors_layout_gives_the_same_parameters(
+  model, folder, tmp_path, task
+):
+  ours = dict(load.load(folder, task).params)
+  if task == "retrieval":
+    ours["temperature"] = np.float32(0.05)
   arrays = _original(model)
   state = {k: torch.tensor(np.asarray(v)) for k, v in arrays.items()}
   torch.save({"model": state, "epoch": 3}, tmp_path / "model_base.pth")
-  loaded = load.load(tmp_path / "model_base.pth", task="matching", heads=(3, 4))
+  loaded = load.load(tmp_path / "model_base.pth", task=task, heads=(3, 4))
   # The layouts do not tell the vision norms' epsilon; the config does.
-  jax.tree.map(
-    np.testing.assert_array_equal, dict(loaded.params), dict(ours.params)
-  )
+  jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), ours)
   assert loaded.spec.vision.encoder.norm_eps == 1e-6
 
 
@@ -147,7 +173,9 @@ def test_every_wrong_array_is_named_at_once(model):
   arrays = _original(model)
   del arrays["itm_head.bias"]
   arrays["stranger"] = np.zeros(2, np.float32)
-  with pytest.raises(errors.UserError) as caught:
-    blip.matching(arrays, "file.pth", heads=(3, 4))
-  assert "itm_head.bias: missing" in str(caught.value)
-  assert "stranger" in str(caught.value)
+  for read in (blip.matching, blip.retrieval):
+    with pytest.raises(errors.UserError) as caught:
+      read(arrays, "file.pth", heads=(3, 4))
+    assert "itm_head.bias: missing" in str(caught.value)
+    assert "stranger" in str(caught.value)
+    assert "2 arrays" in str(caught.value)

@@ -100,3 +100,20 @@ def test_another_source_is_refused(case, tmp_path):
   with pytest.raises(errors.UserError, match="the one to export"):
     export.export(store.load(path), tmp_path / "other", tmp_path / "out")
   assert not (tmp_path / "out").exists()
+
+
+def test_the_authors_layout_of_retrieval_comes_back_whole(tmp_path):
+  """Twins and queues too; a temperature of our own replaces theirs."""
+  arrays = test_blip._original(test_blip.model.__wrapped__())
+  path = tmp_path / "model_base_retrieval.pth"
+  torch.save(
+    {"model": {k: torch.tensor(np.asarray(v)) for k, v in arrays.items()}}, path
+  )
+  loaded = comp_jax.load(path, heads=(3, 4))
+  loaded.params["temperature"] = np.float32(0.06)
+  export.export(loaded, path, tmp_path / "out", heads=(3, 4))
+  after = load.read(tmp_path / "out" / export.FILE).arrays
+  assert after.keys() == arrays.keys()
+  assert after["temp"] == np.float32(0.06)
+  for name in arrays.keys() - {"temp"}:
+    np.testing.assert_array_equal(after[name], arrays[name])

@@ -27,6 +27,17 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.augment.jitter = 0.0
   c.data.augment.word_dropout = 0.0
 
+  c.task = ml_collections.ConfigDict()
+  # Features that momentum contrast remembers (BLIP's retrieval; CLIP with a
+  # queue above 0), a whole number of training batches.
+  c.task.queue = 0
+  c.task.momentum = 0.995
+  # Weight of the twins' similarities, and steps over which it rises from 0.
+  c.task.distill = 0.4
+  c.task.ramp = 0
+  # Candidates of a query that BLIP's matching head judges; 0 for none.
+  c.task.rerank = 128
+
   c.model = ml_collections.ConfigDict()
   # Empty prunes whatever model the checkpoint holds.
   c.model.preset = ""

@@ -96,16 +96,10 @@ def matching(
   Raises:
     UserError: names each missing, unexpected and misshaped array.
   """
-  names = _HF if _HF["cls"] in arrays else _ORIGINAL
-  vision, text = _towers(
-    arrays, names, where, heads, norm_eps, image_size, _ONE_CROSS
+  checkpoint, (vision, text), params = _begun(
+    arrays, where, heads, norm_eps, image_size, _ONE_CROSS
   )
-  checkpoint = layouts.Checkpoint(arrays, where)
-  params = {
-    "vision": _vision_params(checkpoint, names, vision),
-    "text": _text_params(checkpoint, text, _ONE_CROSS),
-    "head": _linear(checkpoint, "itm_head", text.encoder.width, 2),
-  }
+  params["head"] = _linear(checkpoint, "itm_head", text.encoder.width, 2)
   checkpoint.finish((*_UNUSED, *_CONTRASTIVE))
   return specs.MatchingSpec(vision=vision, text=text), params
 
@@ -118,37 +112,20 @@ def retrieval(
   norm_eps: tuple[float, float] = (1e-6, 1e-12),
   image_size: int | None = None,
 ) -> tuple[specs.RetrievalSpec, dict]:
-  """The spec and the parameters of a BLIP for retrieval.
-
-  Args:
-    arrays: the checkpoint, flat.
-    where: what is read, for messages.
-    heads: of the vision and the text tower; None for width / 64.
-    norm_eps: epsilon of the LayerNorms of either tower.
-    image_size: side of the images; None keeps the checkpoint's.
-
-  Raises:
-    UserError: names each missing, unexpected and misshaped array.
-  """
-  names = _HF if _HF["cls"] in arrays else _ORIGINAL
-  vision, text = _towers(
-    arrays, names, where, heads, norm_eps, image_size, _ONE_CROSS
+  """The spec and the parameters of a BLIP for retrieval; see `matching`."""
+  checkpoint, (vision, text), params = _begun(
+    arrays, where, heads, norm_eps, image_size, _ONE_CROSS
   )
   joint = np.shape(arrays.get("vision_proj.bias", np.zeros(256)))[0]
-  d = text.encoder.width
-  checkpoint = layouts.Checkpoint(arrays, where)
-  params = {
-    "vision": _vision_params(checkpoint, names, vision),
-    "text": _text_params(checkpoint, text, _ONE_CROSS),
-    "vision_projection": _linear(
-      checkpoint, "vision_proj", vision.encoder.width, joint
-    ),
+  d, v = text.encoder.width, vision.encoder.width
+  params |= {
+    "vision_projection": _linear(checkpoint, "vision_proj", v, joint),
     "text_projection": _linear(checkpoint, "text_proj", d, joint),
-    "temperature": checkpoint.take("temp")
-    if "temp" in arrays
-    else np.float32(_TEMPERATURE),
+    "temperature": np.float32(_TEMPERATURE),
     "head": _linear(checkpoint, "itm_head", d, 2),
   }
+  if "temp" in arrays:
+    params["temperature"] = checkpoint.take("temp")
   checkpoint.finish(_UNUSED)
   spec = specs.RetrievalSpec(vision=vision, text=text, joint_width=joint)
   return spec, params
@@ -187,18 +164,12 @@ def nlvr(
   generic = not is_nlvr(arrays)
   if generic:
     arrays = _doubled(arrays)
-  names = _HF if _HF["cls"] in arrays else _ORIGINAL
-  vision, text = _towers(
-    arrays, names, where, heads, norm_eps, image_size, _TWO_CROSSES
+  checkpoint, (vision, text), params = _begun(
+    arrays, where, heads, norm_eps, image_size, _TWO_CROSSES
   )
   d = text.encoder.width
-  checkpoint = layouts.Checkpoint(arrays, where)
-  params = {
-    "vision": _vision_params(checkpoint, names, vision),
-    "text": _text_params(checkpoint, text, _TWO_CROSSES),
-    "head_hidden": _linear(checkpoint, "cls_head.0", d, d),
-    "head": _linear(checkpoint, "cls_head.2", d, 2),
-  }
+  params["head_hidden"] = _linear(checkpoint, "cls_head.0", d, d)
+  params["head"] = _linear(checkpoint, "cls_head.2", d, 2)
   left = ("itm_head.",) if generic else ()
   checkpoint.finish((*_UNUSED, *_CONTRASTIVE, *left))
   return specs.NlvrSpec(vision=vision, text=text), params
@@ -239,6 +210,20 @@ def _doubled(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   result["cls_head.2.weight"] = normal(2, width)
   result["cls_head.2.bias"] = np.zeros(2, np.float32)
   return result
+
+
+def _begun(arrays, where, heads, norm_eps, image_size, crosses):
+  """The checkpoint, the specs of both towers, and their parameters."""
+  names = _HF if _HF["cls"] in arrays else _ORIGINAL
+  vision, text = _towers(
+    arrays, names, where, heads, norm_eps, image_size, crosses
+  )
+  checkpoint = layouts.Checkpoint(arrays, where)
+  params = {
+    "vision": _vision_params(checkpoint, names, vision),
+    "text": _text_params(checkpoint, text, crosses),
+  }
+  return checkpoint, (vision, text), params
 
 
 def _linear(checkpoint, name, inputs, outputs) -> dict:

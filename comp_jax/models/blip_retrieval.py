@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from comp_jax.core import cost, importance
-from comp_jax.models import blip, specs, towers, two_tower
+from comp_jax.models import blip, blocks, specs, towers, two_tower
 from comp_jax.models import macs as macs_lib
 
 READINGS = specs.RetrievalSpec.readings
@@ -48,7 +48,7 @@ class Retrieval(blip.Matching):
   ) -> tuple[Float[Array, "b p"], dict]:
     """Unit image embeddings, and the vision tower's aux."""
     source, aux = self.look(image, masks, probes, policy, estimator)
-    return self._embedded(source), aux
+    return self.embedded(source), aux
 
   def encode_text(
     self,
@@ -65,7 +65,8 @@ class Retrieval(blip.Matching):
     )
     return two_tower.unit(self.text_projection(pooled)), aux
 
-  def _embedded(self, source):
+  def embedded(self, source: blocks.Source) -> Float[Array, "b p"]:
+    """Unit embeddings of images whose tokens are known."""
     # CLS is protected and order is kept: it is always token 0.
     return two_tower.unit(self.vision_projection(source.x[:, 0]))
 
@@ -99,7 +100,7 @@ class Retrieval(blip.Matching):
     texts = batch["text_ids"], batch["text_mask"]
     b = texts[0].shape[0]
     source, vision_aux = self.look(batch["image"], *seen, estimator)
-    images = self._embedded(source)
+    images = self.embedded(source)
     embedded, alone = self.encode_text(*texts, *read, estimator)
     output = {
       "image_embedding": images,

@@ -153,6 +153,17 @@ def embed(
     towers.side(policies, "vision"),
     method="encode_image",
   )
+  return images, captions(model, params, batch, masks, policies)
+
+
+def captions(
+  model: nn.Module,
+  params: Mapping,
+  batch: Mapping,
+  masks: Mapping | None,
+  policies: Mapping | None,
+) -> Float[Array, "b c p"]:
+  """The text half of `embed`."""
   b, c, n = batch["text_ids"].shape
   texts, _ = model.apply(
     {"params": params},
@@ -163,7 +174,7 @@ def embed(
     towers.side(policies, "text"),
     method="encode_text",
   )
-  return images, texts.reshape(b, c, -1)
+  return texts.reshape(b, c, -1)
 
 
 def macs(

@@ -1,15 +1,23 @@
 """The tasks by the model that does them."""
 
-from comp_jax.models import specs
-from comp_jax.tasks import matching, nlvr, retrieval, task
+from collections.abc import Callable, Mapping
 
-_OF_FAMILY = {
-  "two_tower": retrieval.TASK,
-  "matching": matching.TASK,
-  "nlvr": nlvr.TASK,
+from comp_jax.models import specs
+from comp_jax.tasks import blip_retrieval, matching, nlvr, retrieval, task
+
+_OF_FAMILY: Mapping[str, Callable[[task.Options], task.Task]] = {
+  "two_tower": retrieval.build,
+  "matching": lambda options: matching.TASK,
+  "nlvr": lambda options: nlvr.TASK,
+  "retrieval": blip_retrieval.build,
 }
 
 
-def of(spec: specs.ModelSpec) -> task.Task:
-  """The task that a model is made for."""
-  return _OF_FAMILY[spec.family]
+def of(spec: specs.ModelSpec, options: task.Options | None = None) -> task.Task:
+  """The task that a model is made for.
+
+  Args:
+    spec: the model.
+    options: of its protocol; None for the defaults.
+  """
+  return _OF_FAMILY[spec.family](options or task.Options())

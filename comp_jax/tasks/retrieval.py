@@ -1,14 +1,15 @@
 """Image-text retrieval: symmetric contrastive loss, recall at 1, 5 and 10."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from comp_jax.models import specs, two_tower
-from comp_jax.tasks import task
+from comp_jax.models import families, specs, two_tower
+from comp_jax.tasks import momentum, task
 
 RANKS = (1, 5, 10)
 
@@ -54,20 +55,22 @@ def recall_at_10(
   return 0.5 * (at_10(similarity) + at_10(similarity.T))
 
 
-def _best_ranks(
-  similarity: Float[np.ndarray, "q g"],
-  queries: Int[np.ndarray, " q"],
-  gallery: Int[np.ndarray, " g"],
+def best_ranks(
+  scores: Float[np.ndarray, "q g"], matches: Bool[np.ndarray, "q g"]
 ) -> Int[np.ndarray, " q"]:
-  """The rank (0 is best) of each query's best matching gallery entry.
+  """The rank (0 is best) of each query's best match among its candidates.
 
   An entry that ties with the best match counts as ahead of it, so equal
-  embeddings cannot score by luck.
+  embeddings cannot score by luck. Without a match the rank is beyond any k.
   """
-  matches = queries[:, None] == gallery[None]
-  best = np.max(np.where(matches, similarity, -np.inf), axis=1)
-  ahead = (similarity >= best[:, None]) & ~matches
-  return np.where(matches.any(axis=1), ahead.sum(axis=1), len(gallery))
+  best = np.max(np.where(matches, scores, -np.inf), axis=1)
+  ahead = np.sum((scores >= best[:, None]) & ~matches, axis=1)
+  return np.where(matches.any(axis=1), ahead, np.iinfo(np.int64).max)
+
+
+def named(name: str, ranks: Int[np.ndarray, " q"]) -> dict[str, float]:
+  """The recalls of a direction at each of `RANKS`."""
+  return {f"{name}_r{k}": float(np.mean(ranks < k)) for k in RANKS}
 
 
 def recalls(
@@ -91,16 +94,14 @@ def recalls(
   for name, (queries, q_concepts, gallery, g_concepts) in directions.items():
     ranks = np.concatenate(
       [
-        _best_ranks(
+        best_ranks(
           queries[start : start + chunk] @ gallery.T,
-          q_concepts[start : start + chunk],
-          g_concepts,
+          q_concepts[start : start + chunk, None] == g_concepts[None],
         )
         for start in range(0, len(queries), chunk)
       ]
     )
-    for k in RANKS:
-      results[f"{name}_r{k}"] = float(np.mean(ranks < k))
+    results |= named(name, ranks)
   return results
 
 
@@ -133,7 +134,7 @@ def evaluate(
 
 def predict(spec: specs.TwoTowerSpec) -> task.Predict:
   """Image and caption embeddings of evaluation batches."""
-  model = two_tower.TwoTower(spec)
+  model = families.module(spec)
 
   def embed(params, masks, policies, batch):
     return two_tower.embed(model, params, batch, masks, policies)
@@ -151,3 +152,14 @@ TASK = task.Task(
   predict=predict,
   evaluate=evaluate,
 )
+
+
+def build(options: task.Options) -> task.Task:
+  """Retrieval within the batch or, with a queue, by momentum contrast."""
+  if not options.queue:
+    return TASK
+  return dataclasses.replace(
+    TASK,
+    loss=momentum.contrast,
+    memory=lambda spec: momentum.Momentum(spec=spec, options=options),
+  )

@@ -5,12 +5,71 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from comp_jax.models import specs
 
 # (params, masks, policies, batch) -> arrays of an evaluation batch.
 Predict = Callable[[Mapping, Mapping | None, Mapping | None, Mapping], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """Numbers of the tasks' protocols, a config's `task` section.
+
+  Attributes:
+    queue: features of each modality that momentum contrast remembers; 0
+      contrasts the pairs of a batch with each other (two towers only).
+    momentum: share of a twin's weights that a step leaves.
+    distill: weight of the twins' similarities in the targets.
+    ramp: steps over which that weight rises from 0.
+    rerank: candidates of a query that the matching head judges; 0 for none.
+  """
+
+  queue: int = 0
+  momentum: float = 0.995
+  distill: float = 0.4
+  ramp: int = 0
+  rerank: int = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Memory:
+  """What a task carries from step to step; this one carries nothing.
+
+  The loops hold its pytree beside weights and optimiser: it is placed,
+  donated, saved and restored like them.
+  """
+
+  def initial(self, params: Mapping, key: Key[Array, ""]) -> Any:
+    """What is known before the first step."""
+    del params, key
+    return {}
+
+  def renewed(self, memory: Any, params: Mapping) -> Any:
+    """What a new phase of training begins with, on these weights."""
+    del params
+    return memory
+
+  def recall(
+    self, params: Mapping, memory: Any, batch: Mapping
+  ) -> tuple[Any, Mapping, tuple]:
+    """The memory after a step, and what the step itself may look at.
+
+    Args:
+      params: weights before the step.
+      memory: before the step.
+      batch: its examples.
+
+    Returns:
+      The memory, the batch with more arrays [b, ...], and what else the loss
+      is called with, whole for every part of the batch.
+    """
+    del params
+    return memory, batch, ()
+
+  def check(self, batch_size: int) -> None:
+    """Raises a UserError where batches of this size cannot be remembered."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,7 +78,7 @@ class Task:
 
   Attributes:
     name: as configs name it.
-    loss: (output, batch) -> scalar, a mean over the batch.
+    loss: (output, batch, *recalled) -> scalar, a mean over the batch.
     metrics: name -> (output, batch) -> validation metric of MPS, higher is
       better; traceable. All tasks have `loss`.
     predict: spec -> what evaluation computes of a padded batch; jitted by the
@@ -28,10 +87,11 @@ class Task:
       leaves rows out whose `_mask` is False.
     labelled: whether its examples need a `label`.
     images: pictures of an example.
+    memory: spec -> what training carries from step to step.
   """
 
   name: str
-  loss: Callable[[Mapping, Mapping], Array]
+  loss: Callable[..., Array]
   metrics: Mapping[str, Callable[[Mapping, Mapping], Array]]
   predict: Callable[[specs.ModelSpec], Predict]
   evaluate: Callable[
@@ -40,3 +100,4 @@ class Task:
   ]
   labelled: bool = False
   images: int = 1
+  memory: Callable[[specs.ModelSpec], Memory] = lambda spec: Memory()

@@ -9,7 +9,6 @@ from comp_jax import errors
 from comp_jax.data import tokenizers
 from comp_jax.interop import atomic, pretrained, store
 from comp_jax.models import families, presets, specs
-from comp_jax.tasks import library as tasks
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import fit, metrics, preemption, ridge, setup
 from comp_jax.train import step as step_lib
@@ -41,10 +40,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
     # Data and model.
     data, spec, params = _start(config)
+    batches = {"train.batch_size": config.train.batch_size}
+    task = setup.task_of(config, spec, batches)
     objective = step_lib.Objective(
       prunable=families.prunable(spec),
-      loss=tasks.of(spec).loss,
+      loss=task.loss,
       microbatches=config.train.microbatches,
+      memory=task.memory(spec),
     )
 
     # Training.
@@ -56,6 +58,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
       params, _ = fit.fit(
         objective,
         params,
+        objective.memory.initial(params, jax.random.key(config.seed)),
         None,
         schedule,
         data.train(config.train.batch_size, config.train.chunk),
@@ -77,7 +80,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
       tokenizer_json=data.tokenizer.to_json(),
       recipe={"name": "dense", "config": setup.plain(config)},
     )
-    evaluate = setup.Evaluator(spec, mesh)
+    evaluate = setup.Evaluator(task, spec, mesh)
     results = {
       split: evaluate(
         params, None, None, data.evaluation(split, config.evaluate.batch_size)

@@ -12,13 +12,9 @@ import optax
 from jaxtyping import Array, Float
 
 from comp_jax import errors
-from comp_jax.core import importance
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import compiled, metrics, preemption, sharding
 from comp_jax.train import step as step_lib
-
-# What training without a search gathers.
-NOTHING = importance.Estimator(kind="none")
 
 
 class Interrupted(Exception):
@@ -95,6 +91,7 @@ def check_finite(losses: Any, first_step: int, what: str) -> None:
 def fit(
   objective: step_lib.Objective,
   params: Mapping,
+  memory: Any,
   policies: Mapping | None,
   schedule: Schedule,
   batches: Callable[[int], Iterator[Mapping]],
@@ -113,6 +110,7 @@ def fit(
   Args:
     objective: model and loss.
     params: weights to start from.
+    memory: of the objective's task.
     policies: token execution to train under, or None.
     schedule: steps and rates.
     batches: start chunk -> iterator over [chunk, b, ...] batches.
@@ -127,15 +125,11 @@ def fit(
 
   def chunk(state, stacked):
     def body(carry, batch):
-      params, optimizer_state = carry
-      loss, grads, _ = objective.gradients(
-        params, batch, None, policies, NOTHING
-      )
-      return step_lib.update(optimizer, params, optimizer_state, grads), loss
+      return objective.advance(optimizer, carry, batch, None, policies)
 
     return jax.lax.scan(body, state, stacked)
 
-  state = (params, optimizer.init(params))
+  state = (params, optimizer.init(params), memory)
   placed, _ = sharding.tree_shardings(mesh, state, rules)
   split = sharding.batch_sharding(mesh, leading_axes=1)
   # A copy: the caller's weights must survive the donation.

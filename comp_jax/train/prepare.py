@@ -13,7 +13,7 @@ from comp_jax.data import tokenizers
 from comp_jax.interop import store
 from comp_jax.models import families, specs
 from comp_jax.recipes import library
-from comp_jax.tasks import library as tasks
+from comp_jax.tasks import task as task_lib
 from comp_jax.train import costs, fit, search, setup, sharding, thresholds
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
@@ -36,6 +36,7 @@ class Job:
   Attributes:
     config: the experiment.
     dense: the dense model.
+    task: what it does.
     data: training and evaluation data.
     select: validation examples [chunks, c, ...].
     stage: the functions of the search.
@@ -46,6 +47,7 @@ class Job:
 
   config: ml_collections.ConfigDict
   dense: store.Loaded
+  task: task_lib.Task
   data: setup.Data
   select: Mapping[str, np.ndarray]
   stage: stage_lib.Stage
@@ -99,7 +101,14 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f" not {tuple(config.evaluate.rows)}"
     )
   dense = setup.load_dense(config, config.checkpoint)
-  task = tasks.of(dense.spec)
+  task = setup.task_of(
+    config,
+    dense.spec,
+    {
+      "prune.batch_size": config.prune.batch_size,
+      "finetune.batch_size": config.finetune.batch_size,
+    },
+  )
   if config.prune.metric not in task.metrics:
     raise errors.UserError(
       f"config.prune.metric must be one of {', '.join(task.metrics)}, not "
@@ -132,6 +141,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       gate=recipe.cit,
       combine=recipe.combine,
       microbatches=config.prune.microbatches,
+      memory=task.memory(dense.spec),
     ),
     metric=task.metrics[config.prune.metric],
     recipe=recipe,
@@ -148,6 +158,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   job = Job(
     config=config,
     dense=dense,
+    task=task,
     data=data,
     select=select,
     stage=stage,

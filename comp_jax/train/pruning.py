@@ -58,7 +58,7 @@ def run(
           row, lambda: _evaluate(job, evaluator, *arguments)
         )
 
-    evaluate = setup.Evaluator(job.spec, job.mesh)
+    evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
     objective = job.stage.objective
 
     # Dense.
@@ -96,7 +96,7 @@ def run(
 
     # Compaction.
     small = compaction.compacted(job, state)
-    evaluate_static = setup.Evaluator(small.spec, job.mesh)
+    evaluate_static = setup.Evaluator(job.task, small.spec, job.mesh)
     params = small.params
     note("compacted", evaluate_static, params, None, small.static)
 
@@ -110,6 +110,7 @@ def run(
       objective,
       prunable=families.prunable(small.spec),
       microbatches=config.finetune.microbatches,
+      memory=job.task.memory(small.spec),
     )
     started = time.monotonic()
     with checkpoints_lib.Checkpoints(
@@ -118,6 +119,7 @@ def run(
       params, finetune_compilations = fit.fit(
         fine,
         params,
+        fine.memory.renewed(state.memory, params),
         policies,
         schedule,
         job.data.train(
@@ -151,7 +153,7 @@ def run(
     note("finetuned", evaluate_static, params, None, small.static)
     note(
       "finetuned_threshold",
-      setup.Evaluator(small.spec, job.mesh),
+      setup.Evaluator(job.task, small.spec, job.mesh),
       params,
       None,
       small.threshold,

@@ -16,8 +16,11 @@ from comp_jax.interop import load as load_lib
 from comp_jax.interop import store, tensors
 from comp_jax.models import families, presets, specs, towers
 from comp_jax.tasks import library as tasks
+from comp_jax.tasks import task as task_lib
 from comp_jax.train import compiled, fit, sharding
 
+# What evaluation does with a batch by itself.
+_ON_HOST = {"concept", "label", "_mask"}
 RULES = {
   "replicated": sharding.REPLICATED,
   "fully_sharded": sharding.FULLY_SHARDED,
@@ -117,6 +120,27 @@ def check_task(data: Data, spec: specs.ModelSpec, name: str) -> None:
       "choose other data, or another model (config.model.preset, "
       "config.checkpoint)"
     )
+
+
+def task_of(
+  config: ml_collections.ConfigDict,
+  spec: specs.ModelSpec,
+  batches: Mapping[str, int],
+) -> task_lib.Task:
+  """The task of a model, with the config's protocol.
+
+  Args:
+    config: the experiment.
+    spec: the model.
+    batches: name -> training batch size that its memory must fit.
+  """
+  task = tasks.of(spec, task_lib.Options(**config.task.to_dict()))
+  for name, size in batches.items():
+    try:
+      task.memory(spec).check(size)
+    except errors.UserError as error:
+      raise errors.UserError(f"config.{name}: {error}") from error
+  return task
 
 
 def open_data(
@@ -269,12 +293,15 @@ class Evaluator:
   """The task's numbers for one model on any split, compiled once.
 
   Args:
+    task: what is evaluated.
     spec: the model.
     mesh: devices; evaluation batches are split over them.
   """
 
-  def __init__(self, spec: specs.ModelSpec, mesh: jax.sharding.Mesh):
-    self._task = tasks.of(spec)
+  def __init__(
+    self, task: task_lib.Task, spec: specs.ModelSpec, mesh: jax.sharding.Mesh
+  ):
+    self._task = task
     self._split = sharding.batch_sharding(mesh)
     self._whole = sharding.replicated(mesh)
     self._predict = compiled.Compiled(self._task.predict(spec))
@@ -294,7 +321,7 @@ class Evaluator:
     fixed = jax.device_put((params, masks, policies), self._whole)
 
     def predict(batch):
-      arrays = {key: batch[key] for key in ("image", "text_ids", "text_mask")}
+      arrays = {key: batch[key] for key in batch.keys() - _ON_HOST}
       return self._predict(*fixed, jax.device_put(arrays, self._split))
 
     return self._task.evaluate(predict, batches)

@@ -71,6 +71,7 @@ class Stage(thresholds.Thresholds):
       self.prunable,
       params,
       self.optimizer,
+      self.objective.memory.initial(params, jax.random.key(seed)),
       self.recipe.estimator,
       counts,
       metric,
@@ -83,13 +84,18 @@ class Stage(thresholds.Thresholds):
     marked: Mapping,
     thetas: Mapping,
     batches: Mapping,
-  ) -> tuple[Mapping, object, importance.Accumulator, Float[Array, " t"]]:
-    """Weights after the stage's steps, while units fade and theta rises."""
+  ) -> tuple[
+    Mapping, object, object, importance.Accumulator, Float[Array, " t"]
+  ]:
+    """Weights, optimiser and memory after the steps, scores and losses.
+
+    Meanwhile units fade and theta rises.
+    """
     length = jax.tree.leaves(batches)[0].shape[0]
     estimator = self.recipe.estimator
 
     def body(carry, inputs):
-      params, optimizer, statistics = carry
+      params, optimizer, memory, statistics = carry
       index, batch = inputs
       progress = (index + 1.0) / length
       masks = self.faded(state, marked, progress)
@@ -98,22 +104,21 @@ class Stage(thresholds.Thresholds):
         tower: old + ramp * (thetas[tower] - old)
         for tower, old in state.thetas.items()
       }
-      loss, grads, gathered = self.objective.gradients(
-        params, batch, masks, self.objective.policies(now), estimator
+      memory, loss, grads, gathered = self.objective.gradients(
+        params, memory, batch, masks, self.objective.policies(now), estimator
       )
       params, optimizer = step_lib.update(
         self.optimizer, params, optimizer, grads
       )
-      return (params, optimizer, statistics.add(gathered)), loss
+      return (params, optimizer, memory, statistics.add(gathered)), loss
 
     first = state.statistics
     if self.recipe.accumulate == "stage":
       first = importance.empty(self.prunable.groups, estimator)
     steps = jnp.arange(length, dtype=jnp.float32)
-    (params, optimizer, statistics), losses = jax.lax.scan(
-      body, (state.params, state.optimizer, first), (steps, batches)
-    )
-    return params, optimizer, statistics, losses
+    start = (state.params, state.optimizer, state.memory, first)
+    after, losses = jax.lax.scan(body, start, (steps, batches))
+    return *after, losses
 
   def faded(
     self,
@@ -218,7 +223,7 @@ class Stage(thresholds.Thresholds):
     immediate_cost = mps.stage_cost(
       state.metric, immediate, state.macs, self.macs(masks, counts)
     )
-    params, optimizer, statistics, losses = self.train(
+    params, optimizer, memory, statistics, losses = self.train(
       start, marked, thetas, batches
     )
     metric, counts = self.validate(params, masks, thetas, select)
@@ -237,6 +242,7 @@ class Stage(thresholds.Thresholds):
     after = state_lib.SearchState(
       params=params,
       optimizer=optimizer,
+      memory=memory,
       masks=masks,
       thetas=thetas,
       statistics=statistics,

@@ -22,6 +22,7 @@ from comp_jax.core import prunable as prunable_lib
   data_fields=[
     "params",
     "optimizer",
+    "memory",
     "masks",
     "thetas",
     "statistics",
@@ -40,6 +41,7 @@ class SearchState:
   Attributes:
     params: weights.
     optimizer: optax state.
+    memory: what the task carries from step to step.
     masks: hard masks, 1 live and 0 removed.
     thetas: token threshold of each tower, in multiples of the mean score.
     statistics: what the last stage gathered for the parameter scores.
@@ -52,6 +54,7 @@ class SearchState:
 
   params: Mapping
   optimizer: Any
+  memory: Any
   masks: Mapping
   thetas: Mapping[str, Float[Array, ""]]
   statistics: importance.Accumulator
@@ -130,6 +133,7 @@ def initial(
   prunable: prunable_lib.Prunable,
   params: Mapping,
   optimizer: optax.GradientTransformation,
+  memory: Any,
   estimator: importance.Estimator,
   counts: Mapping,
   metric: Float[Array, ""],
@@ -139,6 +143,7 @@ def initial(
   return SearchState(
     params=params,
     optimizer=optimizer.init(params),
+    memory=memory,
     masks=masks_lib.ones(prunable.groups),
     thetas={t: jnp.zeros((), jnp.float32) for t in prunable.towers},
     statistics=importance.empty(prunable.groups, estimator),

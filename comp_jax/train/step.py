@@ -16,8 +16,11 @@ from comp_jax.core import importance
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.core import tokens as tokens_lib
+from comp_jax.tasks import task as task_lib
 
-Loss = Callable[[Any, Mapping], Array]
+Loss = Callable[..., Array]
+# What training without a search gathers.
+_NOTHING = importance.Estimator(kind="none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,11 +29,13 @@ class Objective:
 
   Attributes:
     prunable: the model.
-    loss: (output, batch) -> scalar, a mean over the batch.
+    loss: (output, batch, *recalled) -> scalar, a mean over the batch.
     gate: CIT in the token rule.
     combine: `drop` or `merge`.
     microbatches: gradient accumulation: parts a batch is split into. A
-      contrastive loss then sees the negatives of its part alone.
+      contrastive loss then sees the negatives of its part alone, but all
+      that its task remembers.
+    memory: what the task carries from step to step.
   """
 
   prunable: prunable_lib.Prunable
@@ -38,6 +43,7 @@ class Objective:
   gate: bool = True
   combine: str = "drop"
   microbatches: int = 1
+  memory: task_lib.Memory = task_lib.Memory()
 
   def policies(self, thetas: Mapping) -> dict[str, tokens_lib.TokenPolicy]:
     """The `mask` execution of each tower at these thresholds."""
@@ -51,27 +57,32 @@ class Objective:
   def gradients(
     self,
     params: Mapping,
+    memory: Any,
     batch: Mapping,
     masks: Mapping | None,
     policies: Mapping | None,
     estimator: importance.Estimator,
-  ) -> tuple[Float[Array, ""], Mapping, Mapping]:
-    """Loss, gradients and the parameter-score statistics of one batch.
+  ) -> tuple[Any, Float[Array, ""], Mapping, Mapping]:
+    """Memory, loss, gradients and parameter-score statistics of one batch.
 
     Args:
       params: weights.
+      memory: of the task, before the step.
       batch: arrays [b, ...].
       masks: soft masks, or None for a model without.
       policies: token policies.
       estimator: what to gather; `none` gathers zeros.
 
     Returns:
-      The loss, gradients like `params`, statistics like
-      `importance.empty(...).total`, all means over microbatches.
+      The memory after the step; the loss, gradients like `params`, statistics
+      like `importance.empty(...).total`, all means over microbatches.
     """
-    part = lambda b: self._gradients(params, b, masks, policies, estimator)  # noqa: E731
+    memory, batch, recalled = self.memory.recall(params, memory, batch)
+    part = lambda b: self._gradients(  # noqa: E731
+      params, b, recalled, masks, policies, estimator
+    )
     if self.microbatches == 1:
-      return part(batch)
+      return memory, *part(batch)
     parts = jax.tree.map(
       lambda x: x.reshape(self.microbatches, -1, *x.shape[1:]), batch
     )
@@ -81,9 +92,24 @@ class Objective:
     )
     add = lambda total, b: (jax.tree.map(jnp.add, total, part(b)), None)  # noqa: E731
     total, _ = jax.lax.scan(add, zeros, parts)
-    return jax.tree.map(lambda x: x / self.microbatches, total)
+    return memory, *jax.tree.map(lambda x: x / self.microbatches, total)
 
-  def _gradients(self, params, batch, masks, policies, estimator):
+  def advance(
+    self,
+    optimizer: optax.GradientTransformation,
+    carry: tuple,
+    batch: Mapping,
+    masks: Mapping | None,
+    policies: Mapping | None,
+  ) -> tuple[tuple, Float[Array, ""]]:
+    """Weights, optimiser and memory after one step, and its loss."""
+    params, state, memory = carry
+    memory, loss, grads, _ = self.gradients(
+      params, memory, batch, masks, policies, _NOTHING
+    )
+    return (*update(optimizer, params, state, grads), memory), loss
+
+  def _gradients(self, params, batch, recalled, masks, policies, estimator):
     groups = self.prunable.groups
     tapped = estimator.kind == "taylor" and masks is not None
     probes = masks_lib.ones(groups) if tapped else None
@@ -92,7 +118,7 @@ class Objective:
       output, aux = self.prunable.forward(
         params, batch, masks, probes, policies, estimator
       )
-      return self.loss(output, batch), aux
+      return self.loss(output, batch, *recalled), aux
 
     if tapped:
       (loss, _), (grads, statistics) = jax.value_and_grad(

@@ -25,7 +25,6 @@ from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import compiled, fit, preemption, search, sharding
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
-from comp_jax.train import step as step_lib
 
 Batches = Callable[[int], Iterator[Mapping]]
 
@@ -148,13 +147,15 @@ class Sweep:
   def initial(self, params: Mapping, select: Mapping) -> state_lib.SearchState:
     """The dense states [s]: one validation, then a key for each."""
     state = self.stage.initial(params, select, 0)
-    count = len(self.members)
+    seeds = self.values()["seed"]
     spread = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (count, *x.shape)),
-      dataclasses.replace(state, key=None),
+      lambda x: jnp.broadcast_to(x, (len(seeds), *x.shape)),
+      dataclasses.replace(state, memory=None, key=None),
     )
-    keys = jax.vmap(jax.random.key)(self.values()["seed"])
-    return dataclasses.replace(spread, key=keys)
+    keys = jax.vmap(jax.random.key)(seeds)
+    begin = self.stage.objective.memory.initial
+    memory = jax.vmap(begin, (None, 0))(params, keys)
+    return dataclasses.replace(spread, memory=memory, key=keys)
 
   def probe(self, values: Mapping, states, select: Mapping):
     """The states with a first cost for every mode."""
@@ -204,7 +205,7 @@ class Sweep:
 
     Args:
       values: see `values`.
-      tuned: weights and optimiser states [s, ...].
+      tuned: weights, optimiser states and memories [s, ...].
       frozen: hard masks and thresholds [s, ...].
       batches: [orders, chunk, b, ...].
     """
@@ -218,10 +219,7 @@ class Sweep:
       policies = objective.policies(thetas)
 
       def body(carry, batch):
-        loss, grads, _ = objective.gradients(
-          carry[0], batch, masks, policies, fit.NOTHING
-        )
-        return step_lib.update(optimizer, *carry, grads), loss
+        return objective.advance(optimizer, carry, batch, masks, policies)
 
       own = jax.tree.map(lambda x: x[values["data"]], batches)
       return jax.lax.scan(body, tuned, own)
@@ -368,8 +366,9 @@ def _finetune(
 
   # Its rate is no part of an optimiser's state.
   optimizer = schedule.optimizer()
-  start = jax.vmap(lambda params: (params, optimizer.init(params)))
-  tuned = jax.jit(start, out_shardings=split)(states.params)
+  renewed = sweep.stage.objective.memory.renewed
+  start = jax.vmap(lambda p, old: (p, optimizer.init(p), renewed(old, p)))
+  tuned = jax.jit(start, out_shardings=split)(states.params, states.memory)
   frozen = (states.masks, states.thetas)
   losses, first = [0.0] * len(members), 0
   restored = saved.restore_latest(fit.abstract(tuned))

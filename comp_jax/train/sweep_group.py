@@ -105,7 +105,7 @@ def run(
       watch=watch,
       note=note,
     )
-    evaluate = setup.Evaluator(job.spec, job.mesh)
+    evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
     for point, member in list(zip(points, found, strict=True))[len(done) :]:
       done.append(_result(job, data, evaluate, point, member, traces))
       lines = [json.dumps(row, sort_keys=True) for row in done]

@@ -14,7 +14,6 @@ from comp_jax.train import (
   preemption,
   search,
   sharding,
-  step,
   sweep,
 )
 from tests.train import kit
@@ -136,16 +135,15 @@ def alone(folder, member):
   policies = stage.objective.policies(state.thetas)
 
   @jax.jit
-  def tune(params, moments, batch):
-    _, grads, _ = stage.objective.gradients(
-      params, batch, state.masks, policies, fit.NOTHING
-    )
-    return step.update(tuner, params, moments, grads)
+  def tune(carry, batch):
+    return stage.objective.advance(tuner, carry, batch, state.masks, policies)[
+      0
+    ]
 
-  tuned = state.params, tuner.init(state.params)
+  tuned = state.params, tuner.init(state.params), state.memory
   source = tuning(member.seed)(0)
   for _ in range(SCHEDULE.chunks):
-    tuned = tune(*tuned, {k: v[0] for k, v in next(source).items()})
+    tuned = tune(tuned, {k: v[0] for k, v in next(source).items()})
   return stage, found, tuned[0]
 
 

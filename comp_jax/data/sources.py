@@ -18,10 +18,20 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from comp_jax import errors
-from comp_jax.data import emoji, flickr8k, flickr8k_itm, images, nlvr2, records
+from comp_jax.data import (
+  emoji,
+  flickr8k,
+  flickr8k_itm,
+  images,
+  nlvr2,
+  photo_captions,
+  records,
+)
 
 BUILDERS: dict[str, type[records.Builder]] = {
+  "coco": photo_captions.Coco,
   "emoji": emoji.Emoji,
+  "flickr30k": photo_captions.Flickr30k,
   "flickr8k": flickr8k.Flickr8k,
   "flickr8k_itm": flickr8k_itm.Flickr8kItm,
   "nlvr2": nlvr2.Nlvr2,
@@ -122,7 +132,8 @@ def open_source(
     Split name -> source. `emoji` has train, select, test; `flickr8k` has
     train, select, dev, and test if the official list of it is there;
     `flickr8k_itm` has train, select, val; `nlvr2` has train, select, dev, and
-    test if its file is there.
+    test if its file is there; `coco` and `flickr30k` have train, select, val,
+    and test if their files have it.
   """
   if name not in BUILDERS:
     raise errors.UserError(

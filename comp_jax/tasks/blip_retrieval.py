@@ -104,7 +104,7 @@ def evaluate(
     batches: evaluation batches; rows whose `_mask` is False are padding.
     rerank: candidates that are judged; 0 orders by similarity alone.
   """
-  found, tokens = _streamed(predict, batches)
+  found, tokens = _streamed(predict, batches, keep=rerank > 0)
   images, texts = found["image"], found["text"]
   concepts = (
     found["concept"],
@@ -120,8 +120,7 @@ def evaluate(
   by_text = number(to_image, np.arange(len(texts))[:, None])
   pairs = np.unique(np.concatenate([by_image.ravel(), by_text.ravel()]))
   image, text = np.divmod(pairs, len(texts))
-  scores = np.einsum("rp,rp->r", images[image], texts[text])
-  scores += _judged(predict, tokens, found, image, text)
+  scores = _judged(predict, tokens, found, image, text)
   matches = concepts[0][image] == concepts[1][text]
   results = {}
   for name, asked in (("t2i", by_text), ("i2t", by_image)):
@@ -131,14 +130,17 @@ def evaluate(
   return results
 
 
-def _streamed(predict, batches) -> tuple[dict[str, np.ndarray], list[dict]]:
-  """Arrays of all images and texts on the host, and each batch's tokens."""
+def _streamed(
+  predict, batches, keep: bool
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+  """Arrays of all images and texts on the host; each batch's tokens, or not."""
   parts, tokens = [], []
   for batch in batches:
     # Padding is at the end of the last batch: rows keep their numbers.
     real = np.asarray(batch["_mask"])
     found = dict(predict(batch))
-    tokens.append({name: found.pop(name) for name in ("tokens", "valid")})
+    block = {name: found.pop(name) for name in ("tokens", "valid")}
+    tokens += [block] if keep else []
     texts = {name: batch[name] for name in ("text_ids", "text_mask")}
     rows = {**found, **texts, "concept": batch["concept"]}
     parts.append({name: np.asarray(x)[real] for name, x in rows.items()})
@@ -157,9 +159,9 @@ def _judged(
   image: Int[np.ndarray, " r"],
   text: Int[np.ndarray, " r"],
 ) -> Float[np.ndarray, " r"]:
-  """The logits of pairs that are sorted by image, batch by batch of images."""
+  """Similarity plus logit of pairs that are sorted by image."""
   size = tokens[0]["valid"].shape[0]
-  logits = np.empty(len(image), np.float32)
+  scores = np.empty(len(image), np.float32)
   for number, block in enumerate(tokens):
     start = number * size
     low, high = np.searchsorted(image, [start, start + size])
@@ -170,8 +172,10 @@ def _judged(
         name: found[name][text[rows]] for name in ("text_ids", "text_mask")
       }
       index = (image[rows] - start).astype(np.int32)
-      logits[rows] = predict({**block, **one, "image_index": index})
-  return logits
+      logits = predict({**block, **one, "image_index": index})
+      pairs = found["image"][image[rows]], found["text"][text[rows]]
+      scores[rows] = np.einsum("rp,rp->r", *pairs) + np.asarray(logits)
+  return scores
 
 
 def nearest(

@@ -236,6 +236,11 @@ def load_dense(
     )
   if config.model.preset:
     wanted = new_spec(config, tokenizer)
+    # More positions than the texts need are no other architecture.
+    text = dataclasses.replace(
+      wanted.text, max_length=loaded.spec.text.max_length
+    )
+    wanted = dataclasses.replace(wanted, text=text)
     shapes = families.param_shapes(wanted)
     tensors.check_tree(loaded.params, shapes, path)
   if loaded.spec.vision.image_size != size:

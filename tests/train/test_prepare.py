@@ -109,6 +109,13 @@ def test_a_checkpoint_of_another_architecture_lists_what_differs(config):
   assert "46 of 47 arrays do not fit" in text
 
 
+def test_a_checkpoint_may_have_more_positions_than_the_texts_need(config):
+  config.data.text_length = 16
+  job = prepare.prepare(config)
+  assert job.spec.text.max_length == 24
+  assert job.select["text_ids"].shape[-1] == 16
+
+
 def test_missing_data_says_how_to_get_it(config, monkeypatch, tmp_path):
   monkeypatch.setenv("COMP_JAX_DATA", str(tmp_path))
   config.data.name = "flickr8k"

@@ -19,6 +19,10 @@ _NAMES = {
   "input_ids": "text_ids",
   "attention_mask": "text_mask",
 }
+_ANSWERS = {
+  "decoder_input_ids": "answer_ids",
+  "decoder_attention_mask": "answer_mask",
+}
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -30,7 +34,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser.add_argument(
     "--inputs",
     required=True,
-    help="npz of images [b, 3, h, w], input_ids and attention_mask [b, n]",
+    help="npz of images [b, 3, h, w], input_ids and attention_mask [b, n]; "
+    "for question answering decoder_input_ids and decoder_attention_mask [b, m]"
+    " too",
   )
   parser.add_argument("--out", required=True, help="npz to write")
   parser.add_argument(
@@ -44,8 +50,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Reads, runs and writes."""
-  batch = _inputs(pathlib.Path(arguments.inputs))
   loaded = convert.load(arguments.model, arguments)
+  answers = "answer" in loaded.spec.towers
+  batch = _inputs(pathlib.Path(arguments.inputs), answers)
   size = loaded.spec.vision.image_size
   if batch["image"].shape[1:] != (size, size, 3):
     raise errors.UserError(
@@ -62,6 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
   run_model = jax.jit(families.traced, static_argnums=0)
   output, aux, hidden = run_model(loaded.spec, loaded.params, batch, policies)
   arrays = {name: np.asarray(value) for name, value in output.items()}
+  if answers:
+    arrays["logits"] = arrays["logits"][:, 0]  # One answer to each question.
   if "image_embedding" in arrays:
     similarity = arrays["image_embedding"] @ arrays["text_embedding"].T
     arrays.setdefault("logits", arrays["logit_scale"] * similarity)
@@ -82,39 +91,44 @@ def run(arguments: argparse.Namespace) -> None:
   print(f"{', '.join(sorted(output))}: {out}")
 
 
-def _inputs(path: pathlib.Path) -> dict[str, jax.Array]:
-  """The batch of an npz file; arrays that no model needs are left out."""
+def _inputs(path: pathlib.Path, answers: bool) -> dict[str, jax.Array]:
+  """The batch of an npz file; arrays that the model does not need stay out."""
+  names = _NAMES | (_ANSWERS if answers else {})
   try:
     with np.load(path, allow_pickle=False) as file:
-      found = {
-        ours: file[name] for name, ours in _NAMES.items() if name in file
-      }
+      found = {ours: file[name] for name, ours in names.items() if name in file}
   except (OSError, ValueError, zipfile.BadZipFile) as error:
     raise errors.UserError(
       f"{path}: not a readable .npz file ({error})"
     ) from error
-  if "text_ids" in found and "text_mask" not in found:
-    found["text_mask"] = np.ones(found["text_ids"].shape, bool)
-  missing = [name for name, ours in _NAMES.items() if ours not in found]
+  texts = ("text", "answer") if answers else ("text",)
+  for text in texts:
+    if f"{text}_ids" in found and f"{text}_mask" not in found:
+      found[f"{text}_mask"] = np.ones(found[f"{text}_ids"].shape, bool)
+  missing = [name for name, ours in names.items() if ours not in found]
   if missing:
     raise errors.UserError(
       f"{path}: lacks {', '.join(missing)}; arrays are images [b, 3, h, w], "
       "input_ids [b, n] and attention_mask [b, n]"
     )
-  images, ids = found["image"], found["text_ids"]
+  images = found.pop("image")
   if images.ndim != 4 or images.shape[1] != 3:
     raise errors.UserError(
       f"{path}: images have shape {images.shape}, wanted [b, 3, h, w]"
     )
-  if ids.ndim != 2 or found["text_mask"].shape != ids.shape:
-    raise errors.UserError(
-      f"{path}: input_ids {ids.shape} and attention_mask "
-      f"{found['text_mask'].shape} must be [b, n] alike"
-    )
+  theirs = {ours: name for name, ours in names.items()}
+  batch = {}
+  for text in texts:
+    ids, mask = found[f"{text}_ids"], found[f"{text}_mask"]
+    if ids.ndim != 2 or mask.shape != ids.shape:
+      raise errors.UserError(
+        f"{path}: {theirs[f'{text}_ids']} {ids.shape} and "
+        f"{theirs[f'{text}_mask']} {mask.shape} must be [b, n] alike"
+      )
+    batch[f"{text}_ids"] = jnp.asarray(ids.astype(np.int32))
+    batch[f"{text}_mask"] = jnp.asarray(mask.astype(bool))
+  if answers:
+    batch |= {n: x[:, None] for n, x in batch.items() if "answer" in n}
   if images.dtype != np.uint8:
     images = images.astype(np.float32)
-  return {
-    "image": jnp.asarray(images.transpose(0, 2, 3, 1)),
-    "text_ids": jnp.asarray(ids.astype(np.int32)),
-    "text_mask": jnp.asarray(found["text_mask"].astype(bool)),
-  }
+  return {"image": jnp.asarray(images.transpose(0, 2, 3, 1)), **batch}

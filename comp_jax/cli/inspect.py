@@ -17,8 +17,9 @@ from comp_jax.models import families, macs, presets, specs, towers
 # Words of the vocabulary that presets need and costs do not depend on.
 _VOCABULARY = dict.fromkeys(presets.FROM_SCRATCH, {"vocab_size": 2048})
 # Tokens of a text where nothing else is said: the published papers' inputs.
+_TEXT_TOKENS = {"retrieval": 35, "caption": 15, "vqa": 14}
 _BERT_TOKENS = 36
-_TEXT_TOKENS = {"retrieval": 35}
+_ANSWER_TOKENS = 5
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -35,7 +36,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
   cost.add_argument(
     "--text_tokens",
     type=int,
-    help=f"valid tokens of the text (CLIP: all 77; BERT: {_BERT_TOKENS})",
+    help="valid tokens of the text (CLIP: all 77; caption: 15; question: 14; "
+    f"else {_BERT_TOKENS})",
   )
   cost.set_defaults(run=run)
 
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
   valid = {
     "vision": [spec.vision.tokens] * images,
     "text": [tokens] * spec.readings,
+    "answer": [_ANSWER_TOKENS],
   }
   counts = {
     tower: cost_lib.static_counts(
@@ -77,16 +80,18 @@ def run(arguments: argparse.Namespace) -> None:
     table.add_row(*row)
   console.print(table)
   total = families.macs(spec, None, counts)
+  answer = ""
+  if "answer" in spec.towers:
+    answer = f", one answer of {_ANSWER_TOKENS}"
   lines = [
     f"inference, {images} image{'s' * (images > 1)} and one text of {tokens} "
-    "tokens: "
-    f"{total / 1e9:.4f} G MACs"
+    f"tokens{answer}: {total / 1e9:.4f} G MACs"
   ]
   lines.append(f"parameters: {families.params_count(spec):,}")
   legacy = families.legacy_macs(spec, counts)
   if legacy is not None:
     lines.append(
-      "legacy, the published papers' training graph with momentum twins: "
+      "legacy, the published papers' training graph, momentum twins counted: "
       f"{legacy / 1e9:.4f} G MACs, {families.legacy_params_count(spec):,} "
       "parameters"
     )
@@ -105,7 +110,7 @@ def rows(spec: specs.ModelSpec, counts: dict[str, np.ndarray]):
       seen = counts[tower][:1, index : index + 2]
       crossed = 0
       if layer.cross:
-        keys = (counts["vision"][:1, -1],) * len(layer.cross)
+        keys = (counts[spec.sources[tower]][:1, -1],) * len(layer.cross)
         merge = encoder.merge_from
         merge = 0 if merge is not None and index >= merge else None
         one = dataclasses.replace(one, merge_from=merge)

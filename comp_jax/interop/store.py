@@ -26,7 +26,7 @@ from comp_jax import errors
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.interop import atomic
 from comp_jax.interop import tensors as tensors_lib
-from comp_jax.models import families, specs
+from comp_jax.models import families, spec_json, specs
 
 FORMAT = 1
 PARAMS, SPEC = "model.safetensors", "spec.json"
@@ -161,7 +161,7 @@ def save(
     SPEC: atomic.to_json(
       {
         "format": FORMAT,
-        "spec": specs.to_dict(spec),
+        "spec": spec_json.to_dict(spec),
         "policies": {t: _policy_to_dict(p) for t, p in policies.items()},
       }
     ),
@@ -207,7 +207,7 @@ def load(path: str | os.PathLike) -> Loaded:
       f" {FORMAT}; save the model again, or use the version that wrote it"
     )
   try:
-    spec = specs.from_dict(about["spec"])
+    spec = spec_json.from_dict(about["spec"])
     policies = {
       tower: _policy_from_dict(fields)
       for tower, fields in about["policies"].items()

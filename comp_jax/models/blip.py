@@ -13,15 +13,10 @@ from comp_jax.models import bert, blocks, specs, towers, vit
 from comp_jax.models import macs as macs_lib
 
 
-class Matching(nn.Module):
-  """Whether a text belongs to an image: BLIP's ITM (spec `upop.md` 3.7)."""
+class Looking(nn.Module):
+  """A model whose text looks at the tokens of one image."""
 
-  spec: specs.MatchingSpec
-
-  def setup(self):
-    self.vision = vit.Vit(self.spec.vision)
-    self.text = bert.Bert(self.spec.text)
-    self.head = nn.Dense(2)
+  spec: specs.ModelSpec
 
   def look(
     self,
@@ -34,6 +29,15 @@ class Matching(nn.Module):
     """The image tokens that the text reads, and the vision tower's aux."""
     state, aux = self.vision(image, masks, probes, policy, estimator)
     return source_of(state, aux, probes, estimator), aux
+
+
+class Matching(Looking):
+  """Whether a text belongs to an image: BLIP's ITM (spec `upop.md` 3.7)."""
+
+  def setup(self):
+    self.vision = vit.Vit(self.spec.vision)
+    self.text = bert.Bert(self.spec.text)
+    self.head = nn.Dense(2)
 
   def read(
     self,
@@ -94,18 +98,18 @@ def source_of(
   probes: Mapping | None,
   estimator: importance.Estimator | None,
 ) -> blocks.Source:
-  """What a text tower reads of a vision tower's tokens.
+  """What cross-attention reads of another tower's tokens.
 
   Args:
     state: the tokens after the last layer.
-    aux: of the vision tower.
-    probes: of the vision tower; without them nobody asks for the weights.
+    aux: of the other tower.
+    probes: of the other tower; without them nobody asks for the weights.
     estimator: what is gathered.
   """
   if probes is None:
     weights = jnp.zeros(state.valid.shape, jnp.float32)
   else:
-    # Keys and values are weighed by the last vision layer's scores.
+    # Keys and values are weighed by the scores of that tower's last layer.
     weights = blocks.cip_weights(aux["scores"][-1], state, estimator)
   return blocks.Source(x=state.x, valid=state.valid, weights=weights)
 

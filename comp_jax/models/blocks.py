@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import typing
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -86,6 +87,11 @@ class Attention(nn.Module):
 
   Returns the residual update's input `out(A v)`, the token scores (None for
   cross-attention) and the hidden units that the output matrix reads.
+
+  A decoder that writes one token at a time keeps keys and values: those of
+  its own tokens in the collection `cache`, those of its source, which stay as
+  they are, in `seen`. A pass in which the collections are mutable fills them;
+  one that is given them reads them, and `y` is the next token.
   """
 
   spec: specs.EncoderSpec
@@ -117,12 +123,16 @@ class Attention(nn.Module):
     spec, layer = self.spec, self.layer
     units = (layer.heads, layer.head_width)
     by_head = spec.granularity == "head"
-    read = y if source is None else source.x
+    writes = self.has_variable("cache" if source is None else "seen", "key")
+    inputs = {"query": y, "key": y, "value": y}
+    if source is not None:
+      inputs |= {"key": source.x, "value": source.x}
+    if source is not None and writes:
+      inputs = {"query": y}  # The others are kept.
     project = {
       name: Projection((x.shape[-1],), units, spec.dtype, name=name)(x)
-      for name, x in (("query", y), ("key", read), ("value", read))
+      for name, x in inputs.items()
     }
-    readable = (state if source is None else source).valid
 
     def spread(unit_values):
       return unit_values[:, None] if by_head else unit_values[None]
@@ -138,15 +148,24 @@ class Attention(nn.Module):
       )
       logits = logits * spec.scale_width**-0.5
       valid = readable[:, None, None]
-      if spec.causal and source is None:
+      if spec.causal and source is None and not writes:
         # Dropping keeps the order, so positions in the row still tell it.
         valid = valid & jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
       return jax.nn.softmax(jnp.where(valid, logits, -1e30), axis=-1)
 
+    # Kept as masked: a mask must not act twice on a cached key.
     untapped = {name: masked(z) for name, z in project.items()}
+    if source is None:
+      kept, readable = self._cached(untapped, state.valid)
+    else:
+      kept, readable = self._seen(untapped), source.valid
+    untapped |= kept
     attention = attend(untapped["query"], untapped["key"])
     value, scores = untapped["value"], None
-    if source is None:
+    if source is None and writes:
+      # A decoder's tokens are never dropped: nobody asks.
+      scores = jnp.zeros(state.valid.shape, jnp.float32)
+    elif source is None:
       gate = mask if policy.gate and by_head else None
       scores = jax.lax.stop_gradient(
         tokens_lib.token_scores(attention, state.pool, gate, spec.causal)
@@ -172,6 +191,34 @@ class Attention(nn.Module):
     hidden = jnp.einsum("bhqk,bkhe->bqhe", attention.astype(value.dtype), value)
     out = Projection(units, (spec.width,), spec.dtype, name="out")(hidden)
     return out, scores, hidden
+
+  def _cached(self, projected: Mapping, valid: Bool[Array, "b n"]):
+    """Own keys and values, those of earlier tokens too, and their validity."""
+    kept = {name: projected[name] for name in ("key", "value")}
+    if self.has_variable("cache", "key"):
+      before = self.get_variable("cache", "valid")
+      # All rows have written equally many tokens.
+      slot = jnp.sum(before[0])
+      for name, z in kept.items():
+        cached = self.get_variable("cache", name)
+        kept[name] = jax.lax.dynamic_update_slice_in_dim(cached, z, slot, 1)
+      valid = before | (jnp.arange(before.shape[1])[None] == slot[None, None])
+    self._keep("cache", {**kept, "valid": valid})
+    return kept, valid
+
+  def _seen(self, projected: Mapping):
+    """Keys and values of the source."""
+    names = ("key", "value")
+    if self.has_variable("seen", "key"):
+      return {name: self.get_variable("seen", name) for name in names}
+    kept = {name: projected[name] for name in names}
+    self._keep("seen", kept)
+    return kept
+
+  def _keep(self, collection: str, values: Mapping) -> None:
+    if self.is_mutable_collection(collection) and not self.is_initializing():
+      for name, value in values.items():
+        self.put_variable(collection, name, value)
 
 
 def cip_weights(

@@ -216,7 +216,7 @@ class Encoder(nn.Module):
         raise ValueError("static token counts need unrolled layers")
       stack = nn.scan(
         make,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "cache": 0, "seen": 0},
         split_rngs={"params": True},
         in_axes=(0, 0, nn.broadcast, nn.broadcast, 0),
         length=spec.depth,

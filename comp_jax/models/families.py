@@ -12,8 +12,10 @@ from comp_jax.core import groups as groups_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import (
   blip,
+  blip_caption,
   blip_nlvr,
   blip_retrieval,
+  blip_vqa,
   encoder,
   specs,
   towers,
@@ -25,6 +27,8 @@ _FAMILIES: Mapping[type, towers.Family] = {
   specs.MatchingSpec: blip.FAMILY,
   specs.NlvrSpec: blip_nlvr.FAMILY,
   specs.RetrievalSpec: blip_retrieval.FAMILY,
+  specs.CaptionSpec: blip_caption.FAMILY,
+  specs.VqaSpec: blip_vqa.FAMILY,
 }
 
 

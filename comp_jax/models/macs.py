@@ -98,15 +98,33 @@ def vision(
 
 
 def text(
-  spec: specs.BertSpec | specs.ClipTextSpec,
+  spec: specs.BertSpec | specs.ClipTextSpec | specs.DecoderSpec,
   masks: Mapping | None,
   counts: Counts,
 ) -> PerSample:
   """A text tower without cross-attention: one norm, layers."""
   # BERT normalises its embeddings, CLIP what leaves the last layer.
-  normed = counts[:, 0] if spec.kind == "bert" else counts[:, -1]
+  normed = counts[:, -1] if spec.kind == "clip" else counts[:, 0]
   norm = cost.norm_macs(width=spec.encoder.width, tokens=normed)
   return layers(spec.encoder, masks, counts) + norm
+
+
+def decoder(
+  spec: specs.DecoderSpec,
+  masks: Mapping | None,
+  counts: Counts,
+  keys: PerSample,
+) -> PerSample:
+  """A decoder with its cross-attention; every token is given to the head."""
+  if not isinstance(counts, np.ndarray):
+    counts = counts.astype(jnp.float32)  # The head's products need 33 bits.
+  d = spec.encoder.width
+  head = d**2 + d * spec.vocab_size + cost.norm_macs(width=d, tokens=1)
+  return (
+    text(spec, masks, counts)
+    + cross(spec.encoder, masks, counts, (keys,))
+    + head * counts[:, 0]
+  )
 
 
 def mean(per_sample: PerSample):

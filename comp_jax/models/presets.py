@@ -13,6 +13,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # BLIP's words: bert-base-uncased's, then [DEC] and [ENC] (spec `upop.md` 3.3).
 BLIP_WORDS = 30524
+# [SEP] of bert-base-uncased.
+SEP = 102
 
 
 def tiny(
@@ -209,7 +211,7 @@ def blip_base(
   """A BLIP with ViT-B/16, or ViT-L/16 by its width and depth.
 
   Args:
-    family: `matching`, `nlvr` or `retrieval`.
+    family: `matching`, `nlvr`, `retrieval`, `caption` or `vqa`.
     image_size: side of the images, a multiple of 16.
     max_length: rows of the text's position table.
     vision_width: residual width of the vision tower.
@@ -217,7 +219,6 @@ def blip_base(
     joint_width: width of the joint space (retrieval).
     **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
   """
-  pair = family == "nlvr"
   vision = specs.VitSpec(
     image_size=_multiple(image_size, 16),
     patch_size=16,
@@ -234,30 +235,47 @@ def blip_base(
     std=CLIP_STD,
     readout="tokens",
   )
-  text = specs.BertSpec(
-    vocab_size=BLIP_WORDS,
-    enc_id=BLIP_WORDS - 1,
-    max_length=max_length,
-    readout="cls",
-    encoder=specs.encoder(
-      width=768,
-      depth=12,
-      heads=12,
-      mlp=3072,
-      norm_first=False,
-      norm_eps=1e-12,
-      source_width=vision_width,
-      crosses=2 if pair else 1,
-      merge_from=6 if pair else None,
-      **options,
-    ),
-  )
+
+  def words(source_width, **more):
+    return {
+      "vocab_size": BLIP_WORDS,
+      "max_length": max_length,
+      "encoder": specs.encoder(
+        width=768,
+        depth=12,
+        heads=12,
+        mlp=3072,
+        norm_first=False,
+        norm_eps=1e-12,
+        source_width=source_width,
+        **more,
+        **options,
+      ),
+    }
+
+  def reader(readout, **more):
+    return specs.BertSpec(
+      readout=readout, enc_id=BLIP_WORDS - 1, **words(vision_width, **more)
+    )
+
+  def writer(source_width):
+    return specs.DecoderSpec(
+      bos_id=BLIP_WORDS - 2, **words(source_width, causal=True)
+    )
+
+  if family == "caption":
+    return specs.CaptionSpec(vision=vision, text=writer(vision_width))
+  if family == "vqa":
+    return specs.VqaSpec(
+      vision=vision, text=reader("tokens"), answer=writer(768)
+    )
   if family == "retrieval":
     return specs.RetrievalSpec(
-      vision=vision, text=text, joint_width=joint_width
+      vision=vision, text=reader("cls"), joint_width=joint_width
     )
-  model = specs.NlvrSpec if pair else specs.MatchingSpec
-  return model(vision=vision, text=text)
+  merging = {"crosses": 2, "merge_from": 6} if family == "nlvr" else {}
+  model = specs.NlvrSpec if family == "nlvr" else specs.MatchingSpec
+  return model(vision=vision, text=reader("cls", **merging))
 
 
 def clip(
@@ -333,6 +351,8 @@ NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "blip_matching": functools.partial(blip_base, family="matching"),
   "blip_nlvr": functools.partial(blip_base, family="nlvr"),
   "blip_retrieval": functools.partial(blip_base, family="retrieval"),
+  "blip_caption": functools.partial(blip_base, family="caption"),
+  "blip_vqa": functools.partial(blip_base, family="vqa", image_size=480),
   "clip_b32": functools.partial(clip, patch_size=32, **_CLIP_B),
   "clip_b16": functools.partial(clip, patch_size=16, **_CLIP_B),
   "clip_l14": functools.partial(clip, patch_size=14, **_CLIP_L),

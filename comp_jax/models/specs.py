@@ -135,6 +135,11 @@ class VitSpec:
     """CLS and patches."""
     return self.grid**2 + 1
 
+  @property
+  def protected(self) -> int:
+    """Tokens of an image that are never dropped: CLS."""
+    return 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertSpec:
@@ -144,7 +149,8 @@ class BertSpec:
     vocab_size: rows of the word table.
     max_length: rows of the position table.
     encoder: the layers.
-    readout: `cls`, or `mean` over the surviving tokens.
+    readout: `cls`, `mean` over the surviving tokens, or all `tokens` for a
+      decoder to look at.
     sep_id: token id of [SEP], which is never dropped.
     enc_id: token id that takes the first place when the text looks at images
       (BLIP's [ENC]); None leaves [CLS] there.
@@ -187,72 +193,89 @@ class ClipTextSpec:
     return 1
 
 
-_TEXT_SPECS = {"bert": BertSpec, "clip": ClipTextSpec}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderSpec:
+  """A causal BERT that looks at another tower and writes.
+
+  Attributes:
+    vocab_size: rows of the word table, which is the output's too.
+    max_length: rows of the position table.
+    encoder: the layers.
+    bos_id: token id that takes the first place (BLIP's [DEC]).
+    sep_id: token id of [SEP], which ends a text.
+    kind: tells text towers apart on disk.
+  """
+
+  vocab_size: int
+  max_length: int
+  encoder: EncoderSpec
+  bos_id: int
+  sep_id: int = 102
+  kind: Literal["decoder"] = "decoder"
+
+
+class ModelSpec:
+  """What every model has.
+
+  Attributes:
+    family: tells models apart on disk.
+    towers: its fields that are towers.
+    sources: tower -> the one that its cross-attention reads.
+    images: images that one example shows to the vision tower.
+    readings: passes of the text tower over one text.
+  """
+
+  family: str
+  towers: ClassVar[tuple[str, ...]] = ("vision", "text")
+  sources: ClassVar[Mapping[str, str]] = {"text": "vision"}
+  images: ClassVar[int] = 1
+  readings: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoTowerSpec:
+class TwoTowerSpec(ModelSpec):
   """A CLIP-like pair: image and text meet in a joint space.
 
   Attributes:
     vision: the image tower.
     text: the text tower.
     joint_width: width of the joint space.
-    family: tells models apart on disk.
-    towers: its fields that are towers.
-    images: images that one example shows to the vision tower.
-    readings: passes of the text tower over one text.
   """
 
   vision: VitSpec
   text: BertSpec | ClipTextSpec
   joint_width: int
   family: Literal["two_tower"] = "two_tower"
-  towers: ClassVar[tuple[str, ...]] = ("vision", "text")
-  images: ClassVar[int] = 1
-  readings: ClassVar[int] = 1
+  sources: ClassVar[Mapping[str, str]] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MatchingSpec:
+class MatchingSpec(ModelSpec):
   """BLIP's image-text matching: the text looks at the image.
 
   Attributes:
     vision: the image tower; reads out its tokens.
     text: the text tower, with cross-attention.
-    family: tells models apart on disk.
-    towers: its fields that are towers.
-    images: images that one example shows to the vision tower.
-    readings: passes of the text tower over one text.
   """
 
   vision: VitSpec
   text: BertSpec
   family: Literal["matching"] = "matching"
-  towers: ClassVar[tuple[str, ...]] = ("vision", "text")
-  images: ClassVar[int] = 1
-  readings: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NlvrSpec:
+class NlvrSpec(ModelSpec):
   """BLIP for NLVR2: the text looks at two images.
 
   Attributes:
     vision: the image tower; reads out its tokens.
     text: the text tower, with two cross-attentions in every layer.
-    family: tells models apart on disk.
-    towers: its fields that are towers.
-    images: images that one example shows to the vision tower.
-    readings: passes of the text tower over one text.
   """
 
   vision: VitSpec
   text: BertSpec
   family: Literal["nlvr"] = "nlvr"
-  towers: ClassVar[tuple[str, ...]] = ("vision", "text")
   images: ClassVar[int] = 2
-  readings: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,13 +292,36 @@ class RetrievalSpec(MatchingSpec):
   readings: ClassVar[int] = 2
 
 
-ModelSpec = TwoTowerSpec | MatchingSpec | NlvrSpec | RetrievalSpec
-_FAMILIES = {
-  "two_tower": TwoTowerSpec,
-  "matching": MatchingSpec,
-  "nlvr": NlvrSpec,
-  "retrieval": RetrievalSpec,
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionSpec(ModelSpec):
+  """BLIP's captioning: a decoder looks at the image.
+
+  Attributes:
+    vision: the image tower; reads out its tokens.
+    text: the decoder.
+  """
+
+  vision: VitSpec
+  text: DecoderSpec
+  family: Literal["caption"] = "caption"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VqaSpec(ModelSpec):
+  """BLIP's question answering: a decoder looks at a question about an image.
+
+  Attributes:
+    vision: the image tower; reads out its tokens.
+    text: the question's tower, with cross-attention; reads out its tokens.
+    answer: the decoder.
+  """
+
+  vision: VitSpec
+  text: BertSpec
+  answer: DecoderSpec
+  family: Literal["vqa"] = "vqa"
+  towers: ClassVar[tuple[str, ...]] = ("vision", "text", "answer")
+  sources: ClassVar[Mapping[str, str]] = {"text": "vision", "answer": "text"}
 
 
 def encoder(
@@ -370,41 +416,3 @@ def with_encoders(spec: ModelSpec, **options: Any) -> ModelSpec:
     encoder = dataclasses.replace(tower.encoder, **options)
     sides[name] = dataclasses.replace(tower, encoder=encoder)
   return dataclasses.replace(spec, **sides)
-
-
-def to_dict(spec: ModelSpec) -> dict:
-  """The spec as plain JSON types."""
-  return dataclasses.asdict(spec)
-
-
-def from_dict(values: Mapping) -> ModelSpec:
-  """The spec that `to_dict` wrote.
-
-  Raises:
-    KeyError, TypeError: a field is missing or unknown.
-  """
-
-  def layer(fields):
-    fields = dict(fields)
-    cross = tuple(AttentionSpec(**x) for x in fields.pop("cross", ()))
-    return LayerSpec(cross=cross, **fields)
-
-  def tower(cls, fields):
-    fields = dict(fields)
-    inner = dict(fields.pop("encoder"))
-    layers = tuple(layer(x) for x in inner.pop("layers"))
-    fields = {
-      k: tuple(v) if isinstance(v, list | tuple) else v
-      for k, v in fields.items()
-    }
-    return cls(encoder=EncoderSpec(layers=layers, **inner), **fields)
-
-  values = dict(values)
-  # Folders that were written before there were several name no kind.
-  family = _FAMILIES[values.get("family", "two_tower")]
-  text = values.pop("text")
-  return family(
-    vision=tower(VitSpec, values.pop("vision")),
-    text=tower(_TEXT_SPECS[text.get("kind", "bert")], text),
-    **values,
-  )

@@ -1,4 +1,4 @@
-"""What all models of a vision and a text tower share."""
+"""What all models of a vision tower and of text towers share."""
 
 import dataclasses
 import math
@@ -13,9 +13,13 @@ from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import specs
 
 # Mode of each tower's units, and of its tokens.
-PARAM_MODES = {"vision": "vision_params", "text": "language_params"}
-TOKEN_MODES = {"vision_tokens": "vision", "language_tokens": "text"}
-# What a model looks at; a batch may hold more, for the loss.
+PARAM_MODES = {
+  "vision": "vision_params",
+  "text": "language_params",
+  "answer": "language_params",
+}
+_TOKEN_MODES = {"vision_tokens": "vision", "language_tokens": "text"}
+# What a model of an image and a text looks at.
 INPUTS = ("image", "text_ids", "text_mask")
 
 
@@ -33,6 +37,7 @@ class Family:
     legacy: (spec, counts) -> MACs in the published papers' convention, where
       they have one.
     twins: parameters of which training keeps a momentum twin.
+    inputs: what the model looks at; a batch may hold more, for the loss.
   """
 
   model: Callable[[Any], nn.Module]
@@ -41,12 +46,13 @@ class Family:
   alone: Mapping[str, tuple[str, tuple[str, ...]]]
   legacy: Callable[[Any, Mapping], float] | None = None
   twins: tuple[str, ...] = ()
+  inputs: tuple[str, ...] = INPUTS
 
 
 def groups(
   spec: specs.ModelSpec, *, min_heads: int, min_neurons: int
 ) -> tuple[groups_lib.Group, ...]:
-  """The group table of both towers of a dense model.
+  """The group table of all towers of a dense model.
 
   Args:
     spec: the model.
@@ -81,9 +87,13 @@ def is_dense(spec: specs.ModelSpec) -> bool:
   return all(getattr(spec, tower).encoder.scan for tower in spec.towers)
 
 
-def protected(spec: specs.ModelSpec) -> dict[str, int]:
-  """Tokens of each tower that are never dropped: CLS, and the text's own."""
-  return {"vision": 1, "text": spec.text.protected}
+def token_modes(spec: specs.ModelSpec) -> dict[str, str]:
+  """Mode -> tower whose tokens it drops; a decoder loses none."""
+  return {
+    mode: tower
+    for mode, tower in _TOKEN_MODES.items()
+    if not isinstance(getattr(spec, tower), specs.DecoderSpec)
+  }
 
 
 def prunable(
@@ -113,7 +123,7 @@ def prunable(
   def counts(tower):
     def run(params, batch, masks, policies):
       if tower not in family.alone:
-        inputs = {name: batch[name] for name in INPUTS}
+        inputs = {name: batch[name] for name in family.inputs}
         _, aux = forward(params, inputs, masks, None, policies, None)
         return aux[tower]["counts"]
       method, inputs = family.alone[tower]
@@ -129,11 +139,13 @@ def prunable(
 
     return run
 
-  tokens = TOKEN_MODES if dense else {}
+  tokens = token_modes(spec) if dense else {}
   return prunable_lib.Prunable(
     groups=groups(spec, **floors) if dense else (),
     token_modes=tokens,
-    protected=protected(spec) if dense else {},
+    protected={
+      tower: getattr(spec, tower).protected for tower in tokens.values()
+    },
     forward=forward,
     tower_counts={tower: counts(tower) for tower in tokens.values()},
     macs=lambda masks, counts: family.macs(spec, masks, counts),

@@ -10,7 +10,7 @@ from comp_jax.models import families
 from tests.models import model_kit as kit
 
 
-@pytest.fixture(scope="module", params=["end", "cross", "joint"])
+@pytest.fixture(scope="module", params=["end", "cross", "joint", "vqa"])
 def model(request, tmp_path_factory):
   """A saved model of either family, and arrays as PyTorch has them."""
   folder = tmp_path_factory.mktemp(request.param)
@@ -23,9 +23,11 @@ def model(request, tmp_path_factory):
     tokenizer_json="{}",
     recipe={"name": "random"},
   )
-  batch = kit.batch()
+  batch = {**kit.batch(), **kit.answers(a=1)}
   np.savez(
     folder / "in.npz",
+    decoder_input_ids=batch["answer_ids"][:, 0],
+    decoder_attention_mask=batch["answer_mask"][:, 0],
     images=batch["image"].transpose(0, 3, 1, 2),
     input_ids=batch["text_ids"].astype(np.int64),
     attention_mask=batch["text_mask"].astype(np.int64),
@@ -43,9 +45,10 @@ def test_forward_writes_what_the_model_says(model):
   arrays = dict(np.load(out))
   expected, aux = kit.apply(spec, kit.params(spec), batch)
   for name, value in expected.items():
+    value = value[:, 0] if spec.family == "vqa" else value
     np.testing.assert_allclose(arrays[name], value, rtol=0, atol=1e-5)
-  columns = 3 if spec.family == "two_tower" else 2
-  assert arrays["logits"].shape == (3, columns)
+  shape = {"two_tower": (3, 3), "vqa": (3, 6, kit.VOCAB)}
+  assert arrays["logits"].shape == shape.get(spec.family, (3, 2))
   for tower in ("vision", "text"):
     width = getattr(spec, tower).encoder.width
     tokens = aux[tower]["scores"].shape[-1]
@@ -72,10 +75,10 @@ def test_inspect_cost_adds_up(model, capsys):
   arguments = ["--model", str(folder / "model"), "--text_tokens", "7"]
   assert verbs.main(["inspect", "cost", *arguments]) == 0
   shown = capsys.readouterr().out
-  depth = [getattr(spec, tower).encoder.depth for tower in ("vision", "text")]
   counts = {
-    "vision": np.full((1, depth[0] + 1), 17),
-    "text": np.full((spec.readings, depth[1] + 1), 7),
+    "vision": np.full((1, 3), 17),
+    "text": np.full((spec.readings, 3), 7),
+    "answer": np.full((1, 3), 5),
   }
   total = families.macs(spec, None, counts)
   assert f"{total / 1e9:.4f} G" in shown
@@ -87,6 +90,8 @@ def test_inspect_cost_adds_up(model, capsys):
   [
     ("clip_l14_336", ("197.7619 G", "395.7007 G", "855,888,385")),
     ("blip_retrieval", ("70.5739 G", "153.2425 G", "447,486,979")),
+    ("blip_caption", ("65.7196 G", "223,971,644")),
+    ("blip_vqa", ("107.3026 G", "186.1213 G", "361,478,972")),
   ],
 )
 def test_inspect_knows_the_published_costs(capsys, model, figures):

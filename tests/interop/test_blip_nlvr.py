@@ -10,7 +10,7 @@ from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.interop import blip, load
-from comp_jax.models import families, presets, specs, towers
+from comp_jax.models import families, presets, spec_json, specs, towers
 from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -146,7 +146,7 @@ def test_zero_mask_equals_sliced_out_with_both_cross_attentions(loaded, batch):
   traced = families.macs(spec, masks, jax.tree.map(jnp.asarray, counts))
   exact = families.macs(small, None, counts)
   np.testing.assert_allclose(traced, exact, rtol=1e-6)
-  assert specs.from_dict(specs.to_dict(small)) == small
+  assert spec_json.from_dict(spec_json.to_dict(small)) == small
   removable = families.prunable(spec, min_neurons=4).removable(
     masks_lib.ones(groups), jax.tree.map(jnp.asarray, counts)
   )

@@ -13,11 +13,14 @@ VOCAB, LENGTH, SEP = 40, 12, 3
 def spec(
   *, layer_scale=True, readout="mean", depth=(2, 2), **options
 ) -> specs.TwoTowerSpec:
-  """A small pair; `end` makes it a CLIP, `cross` and `joint` a BLIP."""
+  """A small pair; `end` makes it a CLIP, the others are BLIPs.
+
+  They are `cross`, `joint`, `caption` and `vqa`.
+  """
   if readout == "end":
     return _clip(depth, options)
-  if readout in ("cross", "joint"):
-    return _blip(depth, readout == "joint", options)
+  if readout in ("cross", "joint", "caption", "vqa"):
+    return _blip(readout, depth, options)
   return specs.TwoTowerSpec(
     vision=specs.VitSpec(
       image_size=32,
@@ -80,41 +83,53 @@ def _clip(depth, options):
   )
 
 
-def _blip(depth, joint, options):
-  kind = specs.RetrievalSpec if joint else specs.MatchingSpec
-  return kind(
-    **({"joint_width": 8} if joint else {}),
-    vision=specs.VitSpec(
-      image_size=32,
-      patch_size=8,
-      encoder=specs.encoder(
-        width=24,
-        depth=depth[0],
-        heads=3,
-        mlp=40,
-        norm_first=True,
-        norm_eps=1e-6,
-        **options,
-      ),
-      readout="tokens",
+def _blip(readout, depth, options):
+  vision = specs.VitSpec(
+    image_size=32,
+    patch_size=8,
+    encoder=specs.encoder(
+      width=24,
+      depth=depth[0],
+      heads=3,
+      mlp=40,
+      norm_first=True,
+      norm_eps=1e-6,
+      **options,
     ),
-    text=specs.BertSpec(
-      vocab_size=VOCAB,
-      max_length=LENGTH,
-      readout="cls",
-      sep_id=SEP,
-      encoder=specs.encoder(
-        width=16,
-        depth=depth[1],
-        heads=4,
-        mlp=36,
-        norm_first=False,
-        norm_eps=1e-12,
-        source_width=24,
-        **options,
-      ),
-    ),
+    readout="tokens",
   )
+
+  def words(source_width, **more):
+    encoder = specs.encoder(
+      width=16,
+      depth=depth[1],
+      heads=4,
+      mlp=36,
+      norm_first=False,
+      norm_eps=1e-12,
+      source_width=source_width,
+      **more,
+      **options,
+    )
+    return {
+      "vocab_size": VOCAB,
+      "max_length": LENGTH,
+      "sep_id": SEP,
+      "encoder": encoder,
+    }
+
+  def decoder(source_width):
+    return specs.DecoderSpec(bos_id=2, **words(source_width, causal=True))
+
+  if readout == "caption":
+    return specs.CaptionSpec(vision=vision, text=decoder(24))
+  if readout == "vqa":
+    text = specs.BertSpec(readout="tokens", **words(24))
+    return specs.VqaSpec(vision=vision, text=text, answer=decoder(16))
+  text = specs.BertSpec(readout="cls", **words(24))
+  if readout == "joint":
+    return specs.RetrievalSpec(vision=vision, text=text, joint_width=8)
+  return specs.MatchingSpec(vision=vision, text=text)
 
 
 def params(model: specs.TwoTowerSpec, seed=0):
@@ -142,7 +157,7 @@ def params(model: specs.TwoTowerSpec, seed=0):
 def unrolled(tree, model: specs.TwoTowerSpec):
   """Stacked parameters as those of the unrolled dense model."""
   tree = jax.tree.map(np.asarray, tree)
-  for tower in ("vision", "text"):
+  for tower in model.towers:
     encoder = {
       f"layers_{i}": jax.tree.map(
         lambda x, i=i: x[i], tree[tower]["encoder"]["layers"]
@@ -170,6 +185,14 @@ def batch(b=3, seed=1):
   ids, mask = texts(rng, b)
   image = rng.integers(0, 256, size=(b, 32, 32, 3)).astype(np.uint8)
   return {"image": image, "text_ids": ids, "text_mask": mask}
+
+
+def answers(b=3, a=2, n=6, seed=2):
+  """Answers of different lengths; the last example has one fewer."""
+  ids, mask = texts(np.random.default_rng(seed), b * a, n)
+  ids, mask = ids.reshape(b, a, n), mask.reshape(b, a, n)
+  mask[-1, -1] = False
+  return {"answer_ids": ids, "answer_mask": mask}
 
 
 # XLA's own optimisations take most of the time of a test and change nothing

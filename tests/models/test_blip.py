@@ -1,4 +1,4 @@
-"""A text tower that looks at images: what must hold for any weights."""
+"""Text towers that look at others: what must hold for any weights."""
 
 import dataclasses
 
@@ -11,14 +11,22 @@ from comp_jax.core import compact, cost, importance
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import blip, families, specs
+from comp_jax.models import blip, blip_vqa, families, presets, spec_json, specs
 from tests.models import model_kit as kit
 
-BATCH = kit.batch()
-MODEL = kit.spec(readout="cross")
-PARAMS = kit.params(MODEL)
-JOINT = kit.spec(readout="joint")
-BOTH = pytest.mark.parametrize("model", [MODEL, JOINT], ids=["itm", "joint"])
+BATCH = {**kit.batch(), **kit.answers()}
+NAMES = ("cross", "joint", "caption", "vqa")
+MODELS = {name: kit.spec(readout=name) for name in NAMES}
+PARAMS_OF = {name: kit.params(model) for name, model in MODELS.items()}
+MODEL, PARAMS = MODELS["cross"], PARAMS_OF["cross"]
+# Towers that lose tokens.
+DROP = {
+  "cross": ("vision", "text"),
+  "joint": ("vision", "text"),
+  "caption": ("vision",),
+  "vqa": ("vision", "text"),
+}
+every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def close(actual, desired, atol=1e-5):
@@ -43,38 +51,62 @@ def _some_removed(groups, names, seed=5):
   return masks_lib.build(groups, leaf)
 
 
-@BOTH
-def test_it_has_all_five_modes(model):
-  assert families.prunable(model).modes == (
+def _of_real_tokens(logits):
+  """A scalar of the logits that padding has no part in."""
+  size = logits.shape[-1]
+  total = jnp.einsum("...v,v->...", logits, jnp.arange(1.0, size + 1) / size)
+  if logits.ndim == 2:
+    return jnp.sum(total)
+  real = BATCH["text_mask"] if logits.ndim == 3 else BATCH["answer_mask"]
+  return jnp.sum(jnp.where(real, total, 0.0))
+
+
+@every_model
+def test_it_has_all_five_modes_but_a_decoder_drops_no_token(name):
+  modes = (
     "vision_params",
     "language_params",
     "cross_params",
     "vision_tokens",
     "language_tokens",
   )
+  prunable = families.prunable(MODELS[name])
+  assert prunable.modes == modes[: 3 + len(DROP[name])]
+  assert prunable.towers == DROP[name]
 
 
-@pytest.mark.parametrize("granularity", ["head", "channel"])
-@pytest.mark.parametrize("names", [{"text/cross"}, None])
-@BOTH
-def test_zero_mask_equals_sliced_out(model, names, granularity):
-  params = kit.params(model)
-  model = specs.with_encoders(model, granularity=granularity)
+@pytest.mark.parametrize(
+  ("name", "groups_named", "granularity"),
+  [
+    ("cross", {"text/cross"}, "head"),
+    ("cross", {"text/cross"}, "channel"),
+    ("cross", None, "head"),
+    ("cross", None, "channel"),
+    ("joint", None, "head"),
+    ("joint", None, "channel"),
+    ("caption", None, "head"),
+    ("vqa", {"answer/cross"}, "head"),
+    ("vqa", None, "channel"),
+  ],
+)
+def test_zero_mask_equals_sliced_out(name, groups_named, granularity):
+  model = specs.with_encoders(MODELS[name], granularity=granularity)
+  params = PARAMS_OF[name]
   groups = families.groups(model)
-  masks = _some_removed(groups, names or {g.name for g in groups})
+  masks = _some_removed(groups, groups_named or {g.name for g in groups})
   left = compact.units_left(groups, masks)
   small = specs.compacted(model, left)
   sliced = compact.slice_params(params, groups, masks)
   policies = {
     tower: TokenPolicy(theta=0.6, gate=granularity == "head")
-    for tower in ("vision", "text")
+    for tower in DROP[name]
   }
   output, aux = kit.apply(model, params, BATCH, masks, policies=policies)
   same, small_aux = kit.apply(small, sliced, BATCH, policies=policies)
   close(same, output)
   dense, _ = kit.apply(model, params, BATCH, policies=policies)
   assert np.max(np.abs(dense["logits"] - output["logits"])) > 1e-3
-  for tower in ("vision", "text"):
+  for tower in model.towers:
     np.testing.assert_array_equal(
       small_aux[tower]["counts"], aux[tower]["counts"]
     )
@@ -87,14 +119,21 @@ def test_zero_mask_equals_sliced_out(model, names, granularity):
   assert families.params_count(small) == sum(
     x.size for x in jax.tree.leaves(sliced)
   )
-  assert specs.from_dict(specs.to_dict(small)) == small
+  assert spec_json.from_dict(spec_json.to_dict(small)) == small
 
 
-@pytest.mark.parametrize("granularity", ["head", "channel"])
-@BOTH
-def test_a_group_lists_every_array_a_unit_touches(model, granularity):
-  params = kit.params(model)
-  model = specs.with_encoders(model, granularity=granularity)
+@pytest.mark.parametrize(
+  ("name", "granularity"),
+  [
+    ("cross", "head"),
+    ("cross", "channel"),
+    ("joint", "head"),
+    ("vqa", "head"),
+  ],
+)
+def test_a_group_lists_every_array_a_unit_touches(name, granularity):
+  model = specs.with_encoders(MODELS[name], granularity=granularity)
+  params = PARAMS_OF[name]
   groups = families.groups(model)
   masks = _some_removed(groups, {g.name for g in groups})
   wild = jax.tree.map(np.array, params)
@@ -111,12 +150,25 @@ def test_a_group_lists_every_array_a_unit_touches(model, granularity):
   close(same, output)
 
 
-def test_mask_execution_equals_static_at_equal_counts():
-  flat = specs.with_encoders(MODEL, scan=False)
-  params = kit.unrolled(PARAMS, MODEL)
-  policies = {"vision": TokenPolicy(theta=0.8), "text": TokenPolicy(theta=0.9)}
+@every_model
+def test_masks_of_ones_and_theta_0_change_nothing(name):
+  masks = masks_lib.ones(families.groups(MODELS[name]))
+  policies = {tower: TokenPolicy() for tower in DROP[name]}
+  plain, _ = kit.apply(MODELS[name], PARAMS_OF[name], BATCH)
+  same, _ = kit.apply(
+    MODELS[name], PARAMS_OF[name], BATCH, masks, policies=policies
+  )
+  close(same, plain, atol=1e-6)
+
+
+@every_model
+def test_mask_execution_equals_static_at_equal_counts(name):
+  model = MODELS[name]
+  flat = specs.with_encoders(model, scan=False)
+  params = kit.unrolled(PARAMS_OF[name], model)
+  policies = {tower: TokenPolicy(theta=0.85) for tower in DROP[name]}
   inputs = jax.tree.map(lambda x: np.repeat(x[:1], 2, axis=0), BATCH)
-  output, aux = kit.apply(MODEL, PARAMS, inputs, policies=policies)
+  output, aux = kit.apply(model, PARAMS_OF[name], inputs, policies=policies)
   static = {}
   for tower, policy in policies.items():
     counts = np.asarray(aux[tower]["counts"])[0]
@@ -128,20 +180,27 @@ def test_mask_execution_equals_static_at_equal_counts():
   close(same, output)
 
 
-@BOTH
-def test_padding_and_batch_composition_change_nothing(model):
-  params = kit.params(model)
-  policies = {tower: TokenPolicy(theta=0.8) for tower in ("vision", "text")}
+@every_model
+def test_padding_and_batch_composition_change_nothing(name):
+  model, params = MODELS[name], PARAMS_OF[name]
+  policies = {tower: TokenPolicy(theta=0.8) for tower in DROP[name]}
   output, _ = kit.apply(model, params, BATCH, policies=policies)
   length = int(BATCH["text_mask"][1].sum())
+  answer = int(BATCH["answer_mask"][1, 0].sum())
   alone = {
     "image": BATCH["image"][1:2],
     "text_ids": BATCH["text_ids"][1:2, :length],
     "text_mask": BATCH["text_mask"][1:2, :length],
+    "answer_ids": BATCH["answer_ids"][1:2, :1, :answer],
+    "answer_mask": BATCH["answer_mask"][1:2, :1, :answer],
   }
   single, _ = kit.apply(model, params, alone, policies=policies)
-  for name in output.keys() - {"logit_scale"}:
-    close(single[name][0], output[name][1])
+  real = {
+    "caption": np.s_[1, :length],
+    "vqa": np.s_[1, :1, :answer],
+  }.get(name, np.s_[1])
+  for key in output.keys() - {"logit_scale"}:
+    close(single[key][0], output[key][real])
 
 
 def test_a_dropped_image_token_is_gone_for_the_text():
@@ -177,9 +236,19 @@ def test_enc_takes_the_place_of_cls_when_the_text_looks_at_images():
   assert np.max(np.abs(plain["logits"] - output["logits"])) > 1e-3
 
 
-@pytest.mark.parametrize("granularity", ["head", "channel"])
-def test_taylor_without_cip_is_minus_the_gradient_of_the_mask(granularity):
-  model = specs.with_encoders(MODEL, granularity=granularity)
+@pytest.mark.parametrize(
+  ("name", "granularity"),
+  [
+    ("cross", "head"),
+    ("cross", "channel"),
+    ("caption", "head"),
+    ("vqa", "head"),
+  ],
+)
+def test_taylor_without_cip_is_minus_the_gradient_of_the_mask(
+  name, granularity
+):
+  model = specs.with_encoders(MODELS[name], granularity=granularity)
   groups = families.groups(model)
   rng = np.random.default_rng(2)
   masks = masks_lib.build(
@@ -192,15 +261,16 @@ def test_taylor_without_cip_is_minus_the_gradient_of_the_mask(granularity):
 
   def loss(masks, probes, estimator):
     output, _ = kit.forward(
-      model, PARAMS, BATCH, masks, probes, None, estimator
+      model, PARAMS_OF[name], BATCH, masks, probes, None, estimator
     )
-    return jnp.sum(output["logits"] * jnp.array([[1.0, -2.0]]))
+    return _of_real_tokens(output["logits"])
 
   plain = jax.jit(jax.grad(lambda m: loss(m, None, None)))(masks)
   probes = jax.tree.map(jnp.zeros_like, masks)
   scores = jax.jit(jax.grad(lambda p: loss(masks, p, estimator)))(probes)
   close(scores, jax.tree.map(jnp.negative, plain), atol=1e-3)
-  assert np.any(np.asarray(scores["text"]["cross"]) != 0)
+  for group in groups:
+    assert np.any(np.asarray(groups_lib.leaf(scores, group.name)) != 0)
 
 
 def test_cip_weighs_keys_by_image_tokens_and_queries_by_text_tokens():
@@ -239,12 +309,74 @@ def test_cip_weighs_keys_by_image_tokens_and_queries_by_text_tokens():
   )
 
 
-def test_wanda_gathers_a_moment_for_every_group():
+@every_model
+def test_wanda_gathers_a_moment_for_every_group(name):
   estimator = importance.Estimator(kind="wanda")
-  masks = masks_lib.ones(families.groups(MODEL))
-  _, aux = kit.apply(MODEL, PARAMS, BATCH, masks, estimator=estimator)
-  assert aux["text"]["moments"]["cross"].shape == (2, 4, 4)
-  assert np.all(np.asarray(aux["text"]["moments"]["cross"]) > 0)
+  model = MODELS[name]
+  groups = families.groups(model)
+  masks = masks_lib.ones(groups)
+  _, aux = kit.apply(model, PARAMS_OF[name], BATCH, masks, estimator=estimator)
+  for group in groups:
+    tower, block = group.name.split("/")
+    moment = np.asarray(aux[tower]["moments"][block])
+    assert moment.shape == (group.layers, *group.rows)
+    assert np.all(moment > 0)
+
+
+@pytest.mark.parametrize("name", ["caption", "vqa"])
+def test_a_decoders_valid_tokens_weigh_alike_in_cip(name):
+  """With and without CIP its statistics are the same: weight 1 each."""
+  model = MODELS[name]
+  tower = model.towers[-1]
+  masks = masks_lib.ones(families.groups(model))
+  moments = [
+    kit.apply(
+      model,
+      PARAMS_OF[name],
+      BATCH,
+      masks,
+      estimator=importance.Estimator(kind="wanda", cip=cip),
+    )[1][tower]["moments"]
+    for cip in (True, False)
+  ]
+  close(*moments, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["caption", "vqa"])
+def test_no_token_of_a_decoder_sees_a_later_one(name):
+  model, prefix = MODELS[name], "text" if name == "caption" else "answer"
+  ids = np.array(BATCH[f"{prefix}_ids"])
+  ids[..., 3:] = 7
+  output, _ = kit.apply(model, PARAMS_OF[name], BATCH)
+  other, _ = kit.apply(model, PARAMS_OF[name], {**BATCH, f"{prefix}_ids": ids})
+  output, other = output["logits"], other["logits"]
+  close(other[..., :3, :], output[..., :3, :])
+  assert np.max(np.abs(other[..., 3, :] - output[..., 3, :])) > 1e-3
+
+
+def test_a_dropped_question_token_is_gone_for_the_answer():
+  model, params = MODELS["vqa"], PARAMS_OF["vqa"]
+  variables = {"params": jax.tree.map(jnp.asarray, params)}
+  batch = jax.tree.map(jnp.asarray, BATCH)
+  policies = {"vision": None, "text": TokenPolicy(theta=0.9)}
+  module = blip_vqa.Vqa(model)
+  source, aux = module.apply(variables, batch, policies=policies, method="ask")
+  gone = batch["text_mask"] & ~source.valid
+  assert np.any(gone)
+  wild = dataclasses.replace(
+    source, x=jnp.where(source.valid[..., None], source.x, 9.0)
+  )
+  answer = batch["answer_ids"][:, 0], batch["answer_mask"][:, 0]
+  plain = module.apply(variables, source, *answer, method="write")
+  same = module.apply(variables, wild, *answer, method="write")
+  close(same, plain)
+
+
+def test_only_the_first_answer_is_costed():
+  _, aux = kit.apply(MODELS["vqa"], PARAMS_OF["vqa"], BATCH)
+  counts = np.asarray(aux["answer"]["counts"])
+  expected = BATCH["answer_mask"][:, 0].sum(axis=-1)
+  np.testing.assert_array_equal(counts, np.repeat(expected[:, None], 3, axis=1))
 
 
 def test_macs_of_cross_attention_follow_the_closed_form():
@@ -260,3 +392,22 @@ def test_macs_of_cross_attention_follow_the_closed_form():
     keys=np.array([keys]),
   )
   assert macs.tolist() == [2 * per_layer]
+
+
+@pytest.mark.parametrize(
+  ("name", "tokens", "params", "inference", "legacy"),
+  [
+    ("blip_caption", {"text": 15}, 223.972, 65.7196, None),
+    ("blip_vqa", {"text": 14, "answer": 5}, 361.479, 107.3026, 186.1213),
+  ],
+)
+def test_published_sizes_and_costs(name, tokens, params, inference, legacy):
+  """Spec `upop.md` part 4, in exact integers and without any weights."""
+  spec = presets.spec(name)
+  assert round(families.params_count(spec) / 1e6, 3) == params
+  tokens = {"vision": spec.vision.tokens, **tokens}
+  counts = {tower: np.full((1, 13), n) for tower, n in tokens.items()}
+  total = families.macs(spec, None, counts)
+  assert round(total / 1e9, 4) == inference
+  published = families.legacy_macs(spec, counts)
+  assert (published and round(published / 1e9, 4)) == legacy

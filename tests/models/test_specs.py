@@ -9,7 +9,7 @@ import pytest
 
 from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
-from comp_jax.models import families, presets, specs
+from comp_jax.models import families, presets, spec_json, specs
 from tests.models import model_kit as kit
 
 
@@ -36,6 +36,8 @@ MODELS = [
   kit.spec(layer_scale=False, granularity="channel"),
   presets.spec("tiny", vocab_size=500),
   presets.spec("dinov2_s14_minilm"),
+  kit.spec(readout="caption"),
+  kit.spec(readout="vqa"),
 ]
 
 
@@ -51,14 +53,17 @@ def test_params_count_equals_the_tree(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_specs_round_trip_through_json(model):
   for each in (model, _compact(model)[1]):
-    assert specs.from_dict(json.loads(json.dumps(specs.to_dict(each)))) == each
+    assert (
+      spec_json.from_dict(json.loads(json.dumps(spec_json.to_dict(each))))
+      == each
+    )
 
 
 def test_unknown_fields_are_refused():
-  values = specs.to_dict(kit.spec())
+  values = spec_json.to_dict(kit.spec())
   values["vision"]["colour"] = 1
   with pytest.raises(TypeError, match="colour"):
-    specs.from_dict(values)
+    spec_json.from_dict(values)
 
 
 @pytest.mark.parametrize("granularity", ["head", "channel"])
@@ -94,6 +99,8 @@ def test_presets_by_name():
     "blip_matching",
     "blip_nlvr",
     "blip_retrieval",
+    "blip_caption",
+    "blip_vqa",
     *clips,
   }
   tiny = presets.spec(
@@ -107,7 +114,7 @@ def test_presets_by_name():
   assert tiny.vision.tokens == 65
   pair = presets.spec("dinov2_s14_minilm", image_size=224, remat=True)
   assert pair.vision.tokens == 257 and pair.text.encoder.remat
-  with pytest.raises(ValueError, match="there are: blip_matching, "):
+  with pytest.raises(ValueError, match="there are: blip_caption, "):
     presets.spec("clip")
   with pytest.raises(ValueError, match="multiple of 14"):
     presets.spec("dinov2_s14_minilm", image_size=100)

@@ -1,0 +1,119 @@
+"""BLIP's captioning: a decoder looks at an image (spec `upop.md` 3.5)."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from comp_jax.core import importance
+from comp_jax.models import bert, blip, blocks, specs, towers, vit
+from comp_jax.models import macs as macs_lib
+
+
+class Caption(blip.Looking):
+  """An image and the beginning of a text to the logits of what follows."""
+
+  def setup(self):
+    self.vision = vit.Vit(self.spec.vision)
+    self.text = bert.Decoder(self.spec.text)
+
+  def __call__(
+    self,
+    batch: Mapping,
+    masks: Mapping | None = None,
+    probes: Mapping | None = None,
+    policies: Mapping | None = None,
+    estimator: importance.Estimator | None = None,
+  ) -> tuple[dict[str, Array], dict[str, dict]]:
+    """Logits of the captions of a batch.
+
+    Args:
+      batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, n].
+      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
+      probes: zeros like `masks` (taylor), or None.
+      policies: token policy of the vision tower.
+      estimator: what to gather for the parameter scores.
+
+    Returns:
+      `logits` [b, n, v] of the token after each one, and
+      {"vision": aux, "text": aux}.
+    """
+    source, vision_aux = self.look(
+      batch["image"],
+      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
+      estimator,
+    )
+    logits, text_aux = self.text(
+      batch["text_ids"],
+      batch["text_mask"],
+      source,
+      *(towers.side(tree, "text") for tree in (masks, probes)),
+      estimator,
+    )
+    return {"logits": logits}, {"vision": vision_aux, "text": text_aux}
+
+  def read(
+    self,
+    batch: Mapping,
+    masks: Mapping | None = None,
+    policies: Mapping | None = None,
+  ) -> blocks.Source:
+    """What the decoder looks at while it writes."""
+    sides = towers.side(masks, "vision"), None, towers.side(policies, "vision")
+    return self.look(batch["image"], *sides)[0]
+
+  def write(
+    self,
+    source: blocks.Source,
+    text_ids: Int[Array, "b n"],
+    text_mask: Bool[Array, "b n"],
+    masks: Mapping | None = None,
+    first: int | Int[Array, ""] = 0,
+  ) -> Float[Array, "b n v"]:
+    """The logits of the decoder alone, see `bert.Decoder`."""
+    side = towers.side(masks, "text")
+    return self.text(text_ids, text_mask, source, side, first=first)[0]
+
+
+def macs(
+  spec: specs.CaptionSpec,
+  masks: Mapping | None,
+  counts: Mapping[str, Num[Array | np.ndarray, "b _"]],
+) -> Float[Array, ""] | float:
+  """Mean MACs of one image and one text, `inference` convention.
+
+  All tokens of the text run at once and all are given to the head, as in the
+  published papers; writing with a beam costs more.
+
+  Args:
+    spec: the model; a compact one with `masks=None`.
+    masks: hard or soft masks, or None to cost the spec's own widths.
+    counts: valid tokens of each tower: at the input and after each layer.
+
+  Returns:
+    A traced scalar, or a float for NumPy counts without masks.
+  """
+  seen, written = (towers.side(masks, tower) for tower in spec.towers)
+  images = counts["vision"]
+  vision = macs_lib.vision(spec.vision, seen, images)
+  text = macs_lib.decoder(spec.text, written, counts["text"], images[:, -1])
+  return macs_lib.mean(vision) + macs_lib.mean(text)
+
+
+def example(spec: specs.CaptionSpec) -> dict[str, Array]:
+  """A batch of one, as the model takes it."""
+  size = spec.vision.image_size
+  return {
+    "image": jnp.zeros((1, size, size, 3), jnp.uint8),
+    "text_ids": jnp.zeros((1, 1), jnp.int32),
+    "text_mask": jnp.ones((1, 1), bool),
+  }
+
+
+FAMILY = towers.Family(
+  model=Caption,
+  macs=macs,
+  example=example,
+  alone={"vision": ("look", ("image",))},
+)

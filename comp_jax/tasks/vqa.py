@@ -1,0 +1,73 @@
+"""Question answering about images (spec `upop.md` 3.6)."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from comp_jax.models import families, specs
+from comp_jax.tasks import writing
+
+
+def loss(
+  output: Mapping[str, Array], batch: Mapping[str, Array]
+) -> Float[Array, ""]:
+  """The weighted losses of all answers, divided by the images.
+
+  An answer's loss is the sum over its tokens.
+
+  Args:
+    output: `logits` [b, a, m, v].
+    batch: `answer_ids` and `answer_mask` [b, a, m], `answer_weight` [b, a].
+  """
+  losses, _ = writing.token_losses(
+    output["logits"], batch["answer_ids"], batch["answer_mask"]
+  )
+  weighted = batch["answer_weight"] * jnp.sum(losses, axis=-1)
+  return jnp.sum(weighted) / weighted.shape[0]
+
+
+def rank(
+  spec: specs.VqaSpec,
+  params: Mapping,
+  batch: Mapping,
+  answers: tuple[Int[Array, "a m"], Bool[Array, "a m"]],
+  best: int = 128,
+  masks: Mapping | None = None,
+  policies: Mapping | None = None,
+) -> Int[Array, " b"]:
+  """The index of the likeliest of given answers, for each question.
+
+  The `best` answers by the probability of their first token are compared by
+  the loss of all their tokens, smoothed as in training (spec `upop.md` 3.6).
+
+  Args:
+    spec: the model.
+    params: its weights.
+    batch: `image`, `text_ids` and `text_mask`.
+    answers: ids and mask; the first token of each stands for `bos_id`.
+    best: answers that are compared whole.
+    masks: hard masks or None.
+    policies: token policy of each tower, or None.
+  """
+  module, variables = families.module(spec), {"params": params}
+  source = module.apply(variables, batch, masks, policies, method="read")
+  ids, mask = answers
+  b, k = len(source.x), min(best, len(ids))
+  # What the answers read becomes keys and values once per question.
+  begin = jnp.zeros((b, 1), jnp.int32), jnp.ones((b, 1), bool)
+  logits, kept = module.apply(
+    variables, source, *begin, masks, method="write", mutable=["seen"]
+  )
+  _, chosen = jax.lax.top_k(logits[:, 0][:, ids[:, 1]], k)
+  axis = 1 if spec.answer.encoder.scan else 0
+  kept = jax.tree.map(lambda x: jnp.repeat(x, k, axis=axis), kept)
+  source = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), source)
+  ids, mask = (x[chosen.reshape(-1)] for x in (ids, mask))
+  logits = module.apply(
+    {**variables, **kept}, source, ids, mask, masks, method="write"
+  )
+  losses, _ = writing.token_losses(logits, ids, mask)
+  likeliest = jnp.argmin(jnp.sum(losses, axis=-1).reshape(b, k), axis=1)
+  return jnp.take_along_axis(chosen, likeliest[:, None], axis=1)[:, 0]

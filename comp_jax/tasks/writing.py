@@ -1,0 +1,30 @@
+"""What captioning and question answering share: losses of written words."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Share of the target that is spread evenly over all words (spec 3.5, 3.6).
+SMOOTHING = 0.1
+
+
+def token_losses(
+  logits: Float[Array, "*b n v"],
+  ids: Int[Array, "*b n"],
+  mask: Bool[Array, "*b n"],
+  smoothing: float = SMOOTHING,
+) -> tuple[Float[Array, "*b m"], Bool[Array, "*b m"]]:
+  """The smoothed cross entropy of every token but the first; which are real.
+
+  Args:
+    logits: of the token after each one.
+    ids: token ids.
+    mask: False on padding.
+    smoothing: share of the target that all words have evenly.
+  """
+  log_p = jax.nn.log_softmax(logits[..., :-1, :], axis=-1)
+  chosen = jnp.take_along_axis(log_p, ids[..., 1:, None], axis=-1)[..., 0]
+  even = jnp.mean(log_p, axis=-1)
+  real = mask[..., 1:]
+  losses = -(1.0 - smoothing) * chosen - smoothing * even
+  return jnp.where(real, losses, 0.0), real

@@ -1,0 +1,124 @@
+"""Question answering and captioning: losses, ranking, the official accuracy."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from comp_jax import errors
+from comp_jax.core.tokens import TokenPolicy
+from comp_jax.tasks import caption, vqa, vqa_score
+from tests.models import model_kit as kit
+
+MODEL = kit.spec(readout="vqa")
+PARAMS = jax.tree.map(jnp.asarray, kit.params(MODEL))
+BATCH = jax.tree.map(jnp.asarray, {**kit.batch(), **kit.answers()})
+
+
+def _cross_entropies(logits, ids, mask):
+  """Each predicted token's loss with smoothing 0.1; 0 for padding."""
+  logits = np.asarray(logits, np.float64)[..., :-1, :]
+  log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+  target = 0.9 * np.eye(logits.shape[-1])[ids[..., 1:]]
+  target += 0.1 / logits.shape[-1]
+  return -np.sum(target * log_p, axis=-1) * mask[..., 1:]
+
+
+def _random_logits(*shape):
+  return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_the_caption_loss_is_the_mean_over_the_words_after_the_prompt():
+  rng = np.random.default_rng(1)
+  ids, mask = kit.texts(rng, 4)
+  logits = _random_logits(*ids.shape, kit.VOCAB)
+  each = _cross_entropies(logits, ids, mask)
+  # Of [DEC] a picture of, nothing is predicted.
+  real = mask[:, 1:] & (np.arange(1, ids.shape[1]) >= 4)
+  output = {"logits": jnp.asarray(logits)}
+  batch = {"text_ids": jnp.asarray(ids), "text_mask": jnp.asarray(mask)}
+  np.testing.assert_allclose(
+    caption.loss(output, batch), each[real].mean(), rtol=1e-5
+  )
+
+
+def test_the_vqa_loss_weighs_answers_and_is_divided_by_the_images():
+  answers = kit.answers(b=3, a=2)
+  ids, mask = answers["answer_ids"], answers["answer_mask"]
+  weight = np.float32([[0.6, 0.4], [1.0, 0.2], [0.9, 0.0]])
+  logits = _random_logits(*ids.shape, kit.VOCAB)
+  each = _cross_entropies(logits, ids, mask)
+  expected = np.sum(weight * each.sum(axis=-1)) / 3
+  batch = jax.tree.map(jnp.asarray, {**answers, "answer_weight": weight})
+  value = vqa.loss({"logits": jnp.asarray(logits)}, batch)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_rank_compares_the_best_first_tokens_whole():
+  """Against a forward pass over every answer to every question."""
+  rng = np.random.default_rng(4)
+  ids, mask = kit.texts(rng, 9, n=5)
+  # Several answers begin alike: only their whole loss tells them apart.
+  ids[:, 1] = 5 + np.arange(9) % 4
+  policies = {t: TokenPolicy(theta=0.6) for t in ("vision", "text")}
+  every = {
+    "answer_ids": jnp.tile(jnp.asarray(ids)[None], (3, 1, 1)),
+    "answer_mask": jnp.tile(jnp.asarray(mask)[None], (3, 1, 1)),
+  }
+  output, _ = kit.apply(MODEL, PARAMS, {**BATCH, **every}, policies=policies)
+  losses = _cross_entropies(output["logits"], ids[None], mask[None]).sum(-1)
+  first = np.asarray(output["logits"])[:, 0, 0][:, ids[:, 1]]
+  run = jax.jit(functools.partial(vqa.rank, MODEL), static_argnames="best")
+  answers = jnp.asarray(ids), jnp.asarray(mask)
+  for best in (4, 128):
+    found = run(PARAMS, BATCH, answers, best=best, policies=policies)
+    for i in range(3):
+      chosen = np.argsort(-first[i], kind="stable")[:best]
+      assert found[i] == chosen[np.argmin(losses[i][chosen])]
+
+
+@pytest.mark.parametrize(
+  ("answer", "expected"),
+  [
+    ("The  dog.", "dog"),
+    ("two", "2"),
+    ("none", "0"),
+    ("a man, an umbrella", "man umbrella"),
+    ("dont know", "don't know"),
+    ("couldntve", "couldntve"),
+    ("couldnt've", "couldn't've"),
+    ("1,000", "1000"),
+    ("2.5", "2.5"),
+    ("black/white", "black white"),
+    ("yes?", "yes"),
+    ("red\nwine", "red wine"),
+    ("t-shirt", "t shirt"),
+  ],
+)
+def test_answers_are_brought_into_one_form(answer, expected):
+  assert vqa_score.normalised(answer) == expected
+
+
+def test_accuracy_is_the_mean_over_the_annotators():
+  annotators = ["yes"] * 2 + ["no"] * 8
+  # Left out once each: the two who said yes leave one, the others two.
+  expected = (2 * (1 / 3) + 8 * (2 / 3)) / 10
+  assert vqa_score.accuracy("Yes.", annotators) == pytest.approx(expected)
+  assert vqa_score.accuracy("no", annotators) == pytest.approx(1.0)
+  assert vqa_score.accuracy("maybe", annotators) == 0.0
+  # Where all agree, nothing is normalised.
+  assert vqa_score.accuracy("The yes", ["yes"] * 10) == 0.0
+
+
+def test_the_result_file_has_the_servers_format(tmp_path):
+  path = tmp_path / "results.json"
+  vqa_score.write_results(path, {7: "2", 3: "yes"})
+  assert json.loads(path.read_text()) == [
+    {"question_id": 3, "answer": "yes"},
+    {"question_id": 7, "answer": "2"},
+  ]
+  with pytest.raises(errors.UserError, match="cannot write"):
+    vqa_score.write_results(tmp_path / "nowhere" / "results.json", {1: "no"})

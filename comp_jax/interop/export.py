@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from comp_jax import errors
-from comp_jax.interop import atomic, store, tensors
+from comp_jax.interop import atomic, blip, store, tensors
 from comp_jax.interop import load as load_lib
 from comp_jax.models import families, specs, towers
 
@@ -58,6 +58,9 @@ def export(
     )
   params = widened(loaded.params, loaded.spec, spec, str(like))
   arrays = inverse(params, source.arrays, lambda labels: build(labels)[1])
+  arrays |= {
+    copy: arrays[first] for copy, first in blip.TIED.items() if copy in arrays
+  }
   to.mkdir(parents=True, exist_ok=True)
   for pattern in _BESIDE if like.is_dir() else ():
     for path in like.glob(pattern):

@@ -26,6 +26,10 @@ class Checkpoint:
     self._where = where
     self._problems = []
 
+  def __contains__(self, name: str) -> bool:
+    """Whether an array is there and not taken yet."""
+    return name in self._left
+
   def take(self, name: str, *shape: int | None) -> np.ndarray:
     """The array of a name; None in `shape` accepts any size."""
     array = self._left.pop(name, None)

@@ -18,12 +18,14 @@ import safetensors
 
 from comp_jax import errors
 from comp_jax.interop import blip, clip, store, torch_file
-from comp_jax.models import specs
+from comp_jax.models import presets, specs
 
 _BLIPS = {
   "retrieval": blip.retrieval,
   "matching": blip.matching,
   "nlvr": blip.nlvr,
+  "caption": blip.caption,
+  "vqa": blip.vqa,
 }
 TASKS = tuple(_BLIPS)
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
@@ -40,10 +42,12 @@ def load(
 
   Args:
     path: a folder that prune.py or train.py wrote; a Hugging Face folder of a
-      CLIPModel or a BlipForImageTextRetrieval; or a file of tensors in the
-      layout of Hugging Face or the authors, dense or compressed by UPop.
-    task: `retrieval` (CLIP, BLIP), `matching` or `nlvr` (BLIP); None for what
-      the checkpoint is. A generic BLIP can be a start for `nlvr`.
+      CLIPModel, a BlipForImageTextRetrieval, a BlipForConditionalGeneration or
+      a BlipForQuestionAnswering; or a file of tensors in the layout of Hugging
+      Face or the authors, dense or compressed by UPop.
+    task: `retrieval` (CLIP, BLIP), `matching`, `nlvr`, `caption` or `vqa`
+      (BLIP); None for what the checkpoint is. A generic BLIP can be a start
+      for `nlvr`.
     heads: of the vision and the text tower; None for the config's, else
       width / 64.
     image_size: side of the images in pixels; None for the checkpoint's. The
@@ -100,9 +104,9 @@ class Published:
     """The spec and the parameters of arrays in this layout; see `load`."""
     if clip.is_layout(arrays) and task in (None, "retrieval"):
       build, options = clip.two_tower, _clip_options(self.config)
-    elif blip.is_layout(arrays):
-      build = _BLIPS[task or _blip_task(arrays)]
-      options = _blip_options(self.config)
+    elif (does := blip.task_of(arrays)) and _serves(does, task):
+      build = _BLIPS[task or does]
+      options = _blip_options(self.config, does)
     else:
       what = "tensors of an unknown layout"
       if self.config:
@@ -111,17 +115,16 @@ class Published:
       raise errors.UserError(
         f"{self.path}: {what}, not one{wanted} that is read here: CLIP"
         " (retrieval) of Hugging Face or OpenAI, BLIP (retrieval, matching,"
-        " nlvr) of Hugging Face or its authors"
+        " nlvr, caption, vqa) of Hugging Face or its authors"
       )
     options["heads"] = heads or options.get("heads")
     return build(arrays, str(self.path), image_size=image_size, **options)
 
 
-def _blip_task(arrays: Mapping[str, Any]) -> str:
-  """What a BLIP can do, as its arrays tell."""
-  if blip.is_nlvr(arrays):
-    return "nlvr"
-  return "retrieval" if blip.is_retrieval(arrays) else "matching"
+def _serves(does: str, task: str | None) -> bool:
+  """Whether a BLIP that `does` something may be asked for a task."""
+  encoders = ("retrieval", "matching", "nlvr")
+  return task in (None, does) or (does in encoders and task in encoders)
 
 
 def read(path: pathlib.Path) -> Published:
@@ -132,6 +135,12 @@ def read(path: pathlib.Path) -> Published:
     arrays = _folder_arrays(path)
   else:
     arrays = _file_arrays(path)
+  for copy, first in blip.TIED.items():
+    both = {copy, first} <= arrays.keys()
+    if both and not np.array_equal(arrays[copy], arrays[first]):
+      raise errors.UserError(
+        f"{path}: {copy} differs from {first}, to which BLIP ties it"
+      )
   return Published(path=path, arrays=arrays, config=config)
 
 
@@ -174,12 +183,18 @@ def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _blip_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def _blip_options(config: Mapping[str, Any], does: str) -> dict[str, Any]:
   """What shapes do not tell, from a Hugging Face config."""
   if not config:
     return {}
   vision, text = config.get("vision_config", {}), config.get("text_config", {})
+  ids = {}
+  if does in ("caption", "vqa"):
+    # Defaults of transformers' BlipTextConfig.
+    ids["bos_id"] = text.get("bos_token_id", presets.BLIP_WORDS - 2)
+    ids["sep_id"] = text.get("sep_token_id", presets.SEP)
   return {
+    **ids,
     # Defaults of transformers' BlipVisionConfig and BlipTextConfig.
     "heads": (
       vision.get("num_attention_heads", 12),

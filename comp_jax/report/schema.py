@@ -177,7 +177,9 @@ SHAPE = Record(
     "stages": Items(item=_STAGE, doc="the pruning phase; may be empty"),
     "probe": Table(value=_measured("R"), doc="cold-start cost of each mode"),
     "kept": Table(
-      keys=("vision", "text"), value=_TOWER, doc="kept structure by tower"
+      keys=("vision", "text", "answer"),
+      value=_TOWER,
+      doc="kept structure by tower",
     ),
     "compilations": Record(
       doc="how often each step was compiled",

@@ -27,7 +27,8 @@ def kept(
     format: "svg" or "png".
   """
   theme = style.theme(dark)
-  towers = [name for name in ("vision", "text") if name in kept]
+  words = {"vision": "vision", "text": "language", "answer": "language"}
+  towers = [name for name in words if name in kept]
   crossed = any("cross_heads" in kept[name] for name in towers)
   columns = 4 if crossed else 3
   figure = canvas.figure(theme, 0.75 + 2.25 * len(towers))
@@ -41,7 +42,6 @@ def kept(
     top=1 - 0.62 / figure.get_figheight(),
     bottom=0.5 / figure.get_figheight(),
   )
-  words = {"vision": "vision", "text": "language"}
   for row, name in enumerate(towers):
     tower = kept[name]
     params = style.colour(f"{words[name]}_params")

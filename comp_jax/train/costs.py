@@ -19,25 +19,33 @@ from comp_jax.train import state as state_lib
 def valid_tokens(
   spec: specs.ModelSpec, select: Mapping
 ) -> dict[str, np.ndarray]:
-  """Tokens at the input of each tower: of every image, of every reading."""
-  lengths = (
-    np.asarray(select["text_mask"]).sum(axis=-1).reshape(-1).astype(np.int64)
-  )
-  return {
+  """Tokens at the input of each tower: of every image, of every reading.
+
+  Of several answers to a question the first one counts.
+  """
+
+  def lengths(mask):
+    return np.asarray(mask).sum(axis=-1).reshape(-1).astype(np.int64)
+
+  texts = lengths(select["text_mask"])
+  valid = {
     "vision": np.full(
-      len(lengths) * spec.images,
+      len(texts) * spec.images,
       spec.vision.tokens,
       np.int64,
     ),
-    "text": np.repeat(lengths, spec.readings),
+    "text": np.repeat(texts, spec.readings),
   }
+  if "answer" in spec.towers:
+    valid["answer"] = lengths(select["answer_mask"][..., 0, :])
+  return valid
 
 
 def padded_length(spec: specs.ModelSpec, select: Mapping, tower: str) -> int:
   """Tokens that a device executes, padding included."""
   if tower == "vision":
     return spec.vision.tokens
-  return select["text_mask"].shape[-1]
+  return select[f"{tower}_mask"].shape[-1]
 
 
 def static_macs(

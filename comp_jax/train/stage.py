@@ -54,7 +54,7 @@ class Stage(thresholds.Thresholds):
       output, aux = self.prunable.forward(
         params, batch, masks, None, policies, None
       )
-      return output, {t: aux[t]["counts"] for t in self.prunable.towers}
+      return output, {tower: each["counts"] for tower, each in aux.items()}
 
     output, counts = jax.lax.map(forward, select)
     join = lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x[0]  # noqa: E731

@@ -240,7 +240,7 @@ class Thresholds:
         )
         for tower in prunable.towers
       }
-      return self.macs(masks, counts) - shift - goal
+      return self.macs(masks, {**known, **counts}) - shift - goal
 
     def halve(bracket, _):
       low, high = bracket

@@ -25,22 +25,25 @@ def _write(model, params, batch, masks, policies, beam=BEAM):
   return generation.write(model, params, batch, prompt, beam, masks, policies)
 
 
+@functools.partial(jax.jit, static_argnames="model", compiler_options=kit.FAST)
+def _all_logits(model, params, batch, ids, masks, policies):
+  module, variables = families.module(model), {"params": params}
+  source = module.apply(variables, batch, masks, policies, method="read")
+  mask = jnp.ones(ids.shape, bool)
+  return module.apply(variables, source, ids, mask, masks, method="write")
+
+
 def _reference(model, params, batch, masks, policies, beam=BEAM):
   """One example: texts grow one by one, each pass reads all of them anew."""
   decoder = getattr(model, model.towers[-1])
-  module, variables = families.module(model), {"params": params}
-  source = module.apply(variables, batch, masks, policies, method="read")
-
-  @jax.jit
-  def all_logits(ids):
-    mask = jnp.ones(ids.shape, bool)
-    return module.apply(variables, source, ids, mask, masks, method="write")
 
   def log_p(text):
     padded = np.zeros((1, beam.max_length), np.int32)
     padded[0, : len(text)] = text
-    row = np.asarray(all_logits(jnp.asarray(padded)))[0, len(text) - 1]
-    row = row.astype(np.float64)
+    logits = _all_logits(
+      model, params, batch, jnp.asarray(padded), masks, policies
+    )
+    row = np.asarray(logits, np.float64)[0, len(text) - 1]
     return row - row.max() - np.log(np.sum(np.exp(row - row.max())))
 
   running, finished = [(0.0, PROMPT)], []

@@ -1,0 +1,80 @@
+"""How close captions are to those that people wrote: the COCO scores.
+
+BLEU, ROUGE-L and CIDEr come from the `pycocoevalcap` package; METEOR and the
+tokenizer of the official evaluation need Java too. Without it texts are split
+by `words`, which differs from the official one in rare cases (hyphens,
+abbreviations). SPICE is left out: it fetches models when it is first used.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+
+from comp_jax import errors
+
+# A clitic stands alone, as in the official tokenizer; marks are dropped.
+_WORD = re.compile(r"n't\b|'\w+|\w+?(?=n't\b)|\w+")
+
+
+def words(text: str) -> str:
+  """A text in lower case without punctuation, words apart."""
+  return " ".join(_WORD.findall(text.lower()))
+
+
+def scores(
+  written: Mapping[str, str],
+  references: Mapping[str, Sequence[str]],
+  *,
+  java: bool | None = None,
+) -> dict[str, float]:
+  """`bleu_1` to `bleu_4`, `rouge_l`, `cider`, and `meteor` where Java is.
+
+  Args:
+    written: image -> the caption to judge.
+    references: image -> what people wrote.
+    java: whether Java may be used; None for where it is installed.
+
+  Raises:
+    UserError: the package is missing, or an image has no reference.
+  """
+  missing = sorted(written.keys() ^ references.keys())
+  if missing:
+    raise errors.UserError(
+      f"{len(missing)} images have either no caption or no reference, first "
+      f"{', '.join(missing[:5])}"
+    )
+  java = shutil.which("java") is not None if java is None else java
+  try:
+    from pycocoevalcap.bleu import bleu
+    from pycocoevalcap.cider import cider
+    from pycocoevalcap.rouge import rouge
+  except ImportError as error:
+    raise errors.UserError(
+      "captions are scored by a package that is not installed; run: pip install"
+      " pycocoevalcap"
+    ) from error
+  ours = {image: [text] for image, text in written.items()}
+  theirs = {image: list(texts) for image, texts in references.items()}
+  split = _official if java else _split
+  ours, theirs = split(ours), split(theirs)
+  blocks, _ = bleu.Bleu(4).compute_score(theirs, ours, verbose=0)
+  found = {f"bleu_{n}": float(x) for n, x in enumerate(blocks, 1)}
+  found["rouge_l"] = float(rouge.Rouge().compute_score(theirs, ours)[0])
+  found["cider"] = float(cider.Cider().compute_score(theirs, ours)[0])
+  if java:
+    from pycocoevalcap.meteor import meteor
+
+    found["meteor"] = float(meteor.Meteor().compute_score(theirs, ours)[0])
+  return found
+
+
+def _split(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+  return {image: [words(x) for x in each] for image, each in texts.items()}
+
+
+def _official(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+  from pycocoevalcap.tokenizer import ptbtokenizer
+
+  return ptbtokenizer.PTBTokenizer().tokenize(
+    {image: [{"caption": x} for x in each] for image, each in texts.items()}
+  )

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from comp_jax import errors
-from comp_jax.cli import convert, data, export, forward, inspect, shell, sweep
+from comp_jax.cli import (
+  compare,
+  convert,
+  data,
+  export,
+  forward,
+  inspect,
+  shell,
+  sweep,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog="python -m comp_jax", description="Models of comp_jax: in, out, cost."
   )
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-  for module in (convert, data, export, forward, inspect, sweep):
+  for module in (compare, convert, data, export, forward, inspect, sweep):
     module.add(verbs)
   arguments = parser.parse_args(argv)
   try:

@@ -7,7 +7,17 @@ import json
 import string
 from typing import Any
 
-from comp_jax.report import patches, plots, schema, structure, style, tables
+from comp_jax.report import (
+  comparison,
+  curves,
+  patches,
+  plots,
+  runs,
+  schema,
+  structure,
+  style,
+  tables,
+)
 from comp_jax.report import text as words
 
 _PAGE = string.Template("""<!DOCTYPE html>
@@ -111,13 +121,6 @@ def page(
     report: a checked report.
     samples: arrays `image`, `valid` and `text` of some pictures, or None.
   """
-  css = _CSS.substitute(
-    {
-      f"{letter}_{name}": getattr(theme, name)
-      for letter, theme in (("l", style.LIGHT), ("d", style.DARK))
-      for name in ("surface", "ink", "muted")
-    }
-  )
   subtitle = (
     f"Recipe {report['recipe']}, ratio {report['ratio']:g}, "
     f"seed {report['seed']}, {report['created']}"
@@ -128,10 +131,7 @@ def page(
     if len(grids) > 1 or grid.title:
       body.append(f"<h3>{_escape(grid.title)}</h3>\n")
     body.append(_table(grid))
-  notes = "".join(
-    f"<li>{_escape(line)}</li>\n" for line in tables.notes(report)
-  )
-  body.append(f'<ul class="notes">\n{notes}</ul>\n')
+  body.append(_list(tables.notes(report)))
   body += figures(report, samples)
   if report["stages"]:
     body.append("<h2>Stages</h2>\n")
@@ -149,13 +149,58 @@ def page(
     "<details><summary>Versions</summary>"
     f"<pre>{_escape(versions)}</pre></details>\n"
   )
+  return _document(report["name"], subtitle, body, "report.json")
+
+
+def comparison_page(
+  comparisons: collections.abc.Sequence[comparison.Comparison],
+  left_out: collections.abc.Sequence[runs.LeftOut],
+) -> str:
+  """The whole page of a comparison, one section per model."""
+  body = []
+  for result in comparisons:
+    body.append(f"<h2>{_escape(result.title)}</h2>\n")
+    body.append(
+      _figure(
+        "Fine-tuned models: the metric over their MACs, with the interval over "
+        "seeds where there are several.",
+        "Metric against MACs, a line per recipe",
+        lambda dark, result=result: curves.cost(result, dark=dark),
+      )
+    )
+    for grid in comparison.grids(result):
+      body.append(f"<h3>{_escape(grid.title)}</h3>\n{_table(grid)}")
+    body.append(_list(comparison.notes(result)))
+  if left_out:
+    body.append("<h2>Left out</h2>\n")
+    body.append(_list(comparison.omissions(left_out)))
+  subtitle = ", ".join(dict.fromkeys(result.name for result in comparisons))
+  return _document("Comparison", subtitle, body, "compare.csv")
+
+
+def _document(
+  title: str, subtitle: str, body: collections.abc.Sequence[str], data: str
+) -> str:
+  """The page around its sections; `data` is the file beside it."""
+  css = _CSS.substitute(
+    {
+      f"{letter}_{name}": getattr(theme, name)
+      for letter, theme in (("l", style.LIGHT), ("d", style.DARK))
+      for name in ("surface", "ink", "muted")
+    }
+  )
   return _PAGE.substitute(
-    title=_escape(report["name"]),
+    title=_escape(title),
     css=css.strip(),
     subtitle=_escape(subtitle),
     body="".join(body),
-    footer="The same numbers, for programs: report.json beside this page.",
+    footer=f"The same numbers, for programs: {data} beside this page.",
   )
+
+
+def _list(lines: collections.abc.Sequence[str]) -> str:
+  items = "".join(f"<li>{_escape(line)}</li>\n" for line in lines)
+  return f'<ul class="notes">\n{items}</ul>\n'
 
 
 def figures(

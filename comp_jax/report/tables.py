@@ -1,18 +1,12 @@
 """Tables of a report: text cells once, then Markdown, HTML or terminal."""
 
-import collections
-import collections.abc
 import dataclasses
-import math
-import statistics
-from typing import Any
 
 import rich.box
 import rich.console
 import rich.table
 import rich.text
 
-from comp_jax import errors
 from comp_jax.report import schema, style, text
 
 ROW_NAMES = {
@@ -208,89 +202,6 @@ def markdown(grid: Grid) -> str:
   )
 
 
-def comparison(
-  reports: collections.abc.Sequence[schema.Report], metric: str, split: str
-) -> str:
-  """Markdown table of recipes and ratios, mean and std over the seeds.
-
-  The standard deviation is the sample's (n - 1); one seed has none. Within a
-  ratio the best fine-tuned mean comes first and is set in bold.
-
-  Args:
-    reports: checked reports, any order.
-    metric: name of a metric that every report has on the split.
-    split: name of the split.
-  """
-  groups = collections.defaultdict(list)
-  for report in reports:
-    groups[round(report["ratio"], 6), report["recipe"]].append(report)
-  if not groups:
-    raise errors.UserError("no reports to compare; name at least one run")
-  lower = metric == "loss"
-  entries = []
-  for (ratio, recipe), members in groups.items():
-    dense_macs = [member["macs"]["dense"] for member in members]
-    if max(dense_macs) > 1.01 * min(dense_macs):
-      raise errors.UserError(
-        f"reports of recipe {recipe} at ratio {ratio:g} are of different "
-        f"models: dense MACs from {min(dense_macs):.4g} to "
-        f"{max(dense_macs):.4g}; compare one model at a time"
-      )
-    values = {
-      row: [_find(member, row, split, metric) for member in members]
-      for row in ("dense", "masked", "compacted", "finetuned")
-    }
-    tuned = [value for value in values["finetuned"] if value is not None]
-    score = statistics.fmean(tuned) if tuned else -math.inf
-    if lower:
-      score = -score
-    entries.append((ratio, -score, recipe, members, values))
-  # Unmeasured groups sort last whichever way the metric points.
-  entries.sort(
-    key=lambda e: (e[0], math.inf if math.isinf(e[1]) else e[1], e[2])
-  )
-  best = {}
-  for ratio, score, *_ in entries:
-    best.setdefault(ratio, score)
-  rows = []
-  for ratio, score, recipe, members, values in entries:
-    dense = statistics.fmean(member["macs"]["dense"] for member in members)
-    finals = [member["macs"]["final"] for member in members]
-    finals = [value for value in finals if value is not None]
-    final = statistics.fmean(finals) if finals else None
-    tuned = _spread(values["finetuned"])
-    if score == best[ratio] and tuned != text.NOTHING:
-      tuned = f"**{tuned}**"
-    rows.append(
-      (
-        recipe,
-        f"{ratio:g}",
-        ", ".join(str(seed) for seed in sorted(m["seed"] for m in members)),
-        text.quantity(final, dense),
-        text.removed(final, dense),
-        _spread(values["dense"]),
-        _spread(values["masked"]),
-        _spread(values["compacted"]),
-        tuned,
-      )
-    )
-  columns = (
-    "Recipe",
-    "Ratio",
-    "Seeds",
-    "MACs",
-    "removed",
-    "dense",
-    "masked",
-    "compacted",
-    "fine-tuned",
-  )
-  grid = Grid(title="", columns=columns, rows=tuple(rows))
-  arrow = "lower is better" if lower else "higher is better"
-  heading = f"{text.metric_name(metric)} on {split} ({arrow})"
-  return f"{heading}, mean ± std over seeds\n\n" + markdown(grid)
-
-
 def print_summary(
   report: schema.Report, console: rich.console.Console | None = None
 ) -> None:
@@ -329,35 +240,6 @@ def terminal(grid: Grid) -> rich.table.Table:
   for row in grid.rows:
     table.add_row(*(rich.text.Text(cell) for cell in row))
   return table
-
-
-def _find(
-  report: schema.Report, row: str, split: str, metric: str
-) -> text.Number | None:
-  known: dict[str, Any] = report["metrics"]["dense"]
-  who = f"{report['name']} ({report['recipe']}, seed {report['seed']})"
-  if split not in known:
-    raise errors.UserError(
-      f"report {who} has no split {split}; it has {', '.join(known)}"
-    )
-  if metric not in known[split]:
-    raise errors.UserError(
-      f"report {who} has no metric {metric} on {split}; "
-      f"it has {', '.join(known[split])}"
-    )
-  return report["metrics"].get(row, {}).get(split, {}).get(metric)
-
-
-def _spread(values: collections.abc.Sequence[text.Number | None]) -> str:
-  found = [value for value in values if value is not None]
-  if not found:
-    return text.NOTHING
-  line = text.number(statistics.fmean(found))
-  if len(found) > 1:
-    line += f" ± {text.number(statistics.stdev(found))}"
-  if len(found) < len(values):
-    line += f" ({len(found)} of {len(values)})"
-  return line
 
 
 def _cell(words: str) -> str:

@@ -44,7 +44,7 @@ def write(
   files[schema.FILE_NAME] = (
     json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
   ).encode("utf-8")
-  _write_all(pathlib.Path(workdir), files)
+  write_files(pathlib.Path(workdir), files)
   return report
 
 
@@ -124,9 +124,10 @@ def _npz(arrays: collections.abc.Mapping[str, np.ndarray]) -> bytes:
   return stream.getvalue()
 
 
-def _write_all(
+def write_files(
   folder: pathlib.Path, files: collections.abc.Mapping[str, bytes]
 ) -> None:
+  """Nothing; each file replaces its predecessor, all or none begun."""
   temporary: dict[str, pathlib.Path] = {}
   try:
     folder.mkdir(parents=True, exist_ok=True)

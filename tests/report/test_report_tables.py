@@ -6,7 +6,6 @@ import re
 import pytest
 import rich.console
 
-from comp_jax import errors
 from comp_jax.report import tables, text
 
 
@@ -99,52 +98,3 @@ def test_numbers():
 def test_markdown_escapes_the_bar():
   grid = tables.Grid(title="", columns=("a",), rows=(("x|y",),))
   assert "x\\|y" in tables.markdown(grid)
-
-
-def test_comparison_groups_and_averages(make):
-  # make() adds 0.01 per seed to the fine-tuned R@10.
-  reports = [make(seed=s) for s in (2, 0, 1)]
-  reports += [make(seed=7, recipe="uniform")]
-  reports += [make(seed=0, ratio=0.5)]
-  rows = _rows(tables.comparison(reports, "t2i_r10", "test"))[2:]
-  assert [row[:3] for row in rows] == [
-    ["comp", "0.5", "0"],
-    ["uniform", "0.7", "7"],
-    ["comp", "0.7", "0, 1, 2"],
-  ]
-  assert rows[0][-1] == "**0.287**"
-  assert rows[1][-1] == "**0.357**"  # 0.287 + 0.07, best at 0.7.
-  assert rows[2][-1] == "0.297 ± 0.010"  # Sample deviation of .287, .297, .307.
-  assert rows[2][5] == "0.312 ± 0.000"
-  assert rows[2][3:5] == ["0.43 G", "70.1 %"]
-
-
-def test_comparison_prefers_the_lower_loss(make):
-  worse = make(recipe="a")
-  worse["metrics"]["finetuned"]["test"]["loss"] = 9.0
-  absent = make(recipe="b")
-  del absent["metrics"]["finetuned"]
-  out = tables.comparison([worse, absent, make()], "loss", "test")
-  assert [row[0] for row in _rows(out)[2:]] == ["comp", "a", "b"]
-  assert "lower is better" in out and "**1.660**" in out
-  assert "**9.000**" not in out and _rows(out)[-1][-1] == "–"
-
-
-def test_comparison_says_when_a_seed_is_unmeasured(make):
-  reports = [make(seed=s) for s in range(3)]
-  reports[0]["metrics"]["finetuned"]["test"]["t2i_r10"] = None
-  out = tables.comparison(reports, "t2i_r10", "test")
-  assert "0.302 ± 0.007 (2 of 3)" in out
-
-
-def test_comparison_refuses_what_cannot_be_averaged(make):
-  with pytest.raises(errors.UserError, match="no reports"):
-    tables.comparison([], "t2i_r10", "test")
-  with pytest.raises(errors.UserError, match="no split dev; it has select"):
-    tables.comparison([make()], "t2i_r10", "dev")
-  with pytest.raises(errors.UserError, match="no metric accuracy on test"):
-    tables.comparison([make()], "accuracy", "test")
-  other = make(seed=1)
-  other["macs"]["dense"] *= 2
-  with pytest.raises(errors.UserError, match="different models"):
-    tables.comparison([make(), other], "t2i_r10", "test")

@@ -1,0 +1,73 @@
+"""`compare`: finished runs side by side, with the uncertainty over seeds."""
+
+import argparse
+import pathlib
+
+import rich.console
+import rich.text
+
+from comp_jax import errors
+from comp_jax.report import comparison, html, runs, tables, write
+
+_WIDTH = 110  # Characters that the tables need.
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+  """Declares the verb."""
+  parser = verbs.add_parser("compare", help="finished runs side by side")
+  parser.add_argument(
+    "runs",
+    nargs="+",
+    metavar="RUNS",
+    help="folders of runs, or folders of such folders",
+  )
+  parser.add_argument(
+    "--out", help="folder for compare.md, compare.csv and compare.html"
+  )
+  parser.add_argument("--split", help="split of the data to compare on")
+  parser.add_argument("--metric", help="metric to compare by")
+  parser.add_argument(
+    "--reference",
+    default="comp",
+    help="recipe that differences are taken from (%(default)s)",
+  )
+  parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Prints the tables, and writes them where a folder is given."""
+  models, left_out = runs.gather(arguments.runs)
+  if not models:
+    raise errors.UserError(
+      "no run can be compared: " + "; ".join(comparison.omissions(left_out))
+    )
+  comparisons = []
+  for members in models.values():
+    result, lacking = comparison.compare(
+      members,
+      split=arguments.split,
+      metric=arguments.metric,
+      reference=arguments.reference,
+    )
+    comparisons.append(result)
+    left_out += lacking
+  console = rich.console.Console()
+  # A name cut short would be no name.
+  console.width = max(console.width, _WIDTH)
+  for result in comparisons:
+    console.print(rich.text.Text(result.title, style="bold"))
+    for grid in comparison.grids(result):
+      console.print(tables.terminal(grid))
+    for line in comparison.notes(result):
+      console.print(rich.text.Text(line, style="dim"))
+  for line in comparison.omissions(left_out):
+    console.print(rich.text.Text(f"left out: {line}"), soft_wrap=True)
+  if arguments.out:
+    files = {
+      "compare.html": html.comparison_page(comparisons, left_out),
+      "compare.csv": comparison.to_csv(comparisons),
+      "compare.md": comparison.to_markdown(comparisons, left_out),
+    }
+    folder = pathlib.Path(arguments.out)
+    write.write_files(folder, {k: v.encode() for k, v in files.items()})
+    console.print(f"written to {folder}", highlight=False)

@@ -1,0 +1,184 @@
+"""Which runs a comparison is made of, and why the others are left out."""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from comp_jax import errors
+from comp_jax.report import schema, text
+from comp_jax.train import workdir
+
+# A final model may cost this much more than its target, relative.
+TOLERANCE = 5e-3
+# What may differ between runs that are compared: how they prune, and what
+# changes no result. All else (data, steps, rates) must be equal.
+_FREE = (
+  "ratio",
+  "seed",
+  "recipe",
+  "model.granularity",
+  "prune.modes",
+  "prune.save_every",
+  "finetune.save_every",
+  "evaluate",
+  "train",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """A finished run.
+
+  Attributes:
+    path: its folder, or its report.json.
+    report: checked.
+  """
+
+  path: pathlib.Path
+  report: schema.Report
+
+  @property
+  def method(self) -> str:
+    """The recipe, with whatever its config changed of it."""
+    config = self.report["config"]
+    recipe = dict(config.get("recipe") or {})
+    recipe.pop("name", None)
+    strategy = recipe.pop("strategy", None) or {}
+    changed = {k: v for k, v in {**recipe, **strategy}.items() if v is not None}
+    if _get(config, "model.granularity") == "channel":
+      changed["granularity"] = "channel"
+    if _get(config, "prune.modes"):
+      changed["modes"] = "+".join(_get(config, "prune.modes"))
+    listed = ", ".join(f"{key}={value}" for key, value in changed.items())
+    return self.report["recipe"] + (f" ({listed})" if listed else "")
+
+  @property
+  def key(self) -> tuple[str, float, int]:
+    """Method, ratio and seed: one run of each is enough."""
+    report = self.report
+    return self.method, round(report["ratio"], 6), report["seed"]
+
+  @property
+  def model(self) -> tuple[str, float]:
+    """The name of the experiment and the cost of its dense model."""
+    return self.report["name"], round(self.report["macs"]["dense"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftOut:
+  """A run that takes no part, and why."""
+
+  path: pathlib.Path
+  reason: str
+
+
+def gather(
+  paths: Sequence[str | os.PathLike[str]],
+) -> tuple[dict[tuple[str, float], list[Run]], list[LeftOut]]:
+  """The runs that can be compared, by model, and those that cannot.
+
+  Args:
+    paths: folders of runs, their report.json, or folders of such folders.
+
+  Raises:
+    UserError: a path that does not exist or holds no run.
+  """
+  models, left_out = collections.defaultdict(list), []
+  for path in dict.fromkeys(p for top in paths for p in _runs(top)):
+    run, reason = _read(path)
+    if run is None:
+      left_out.append(LeftOut(path=path, reason=reason))
+    else:
+      models[run.model].append(run)
+  compared = {}
+  for model, members in models.items():
+    compared[model], mixed = _alike(members)
+    left_out += mixed
+  return compared, left_out
+
+
+def _runs(top: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """The runs at or below a path."""
+  top = pathlib.Path(top)
+  if not top.exists():
+    raise errors.UserError(f"{top}: no such file or folder")
+  found = [top] if top.is_file() else list(_below(top))
+  if not found:
+    raise errors.UserError(
+      f"{top}: holds no run (a folder with {workdir.CONFIG} or "
+      f"{schema.FILE_NAME}), nor does any folder below it"
+    )
+  return found
+
+
+def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  if any((folder / n).exists() for n in (workdir.CONFIG, schema.FILE_NAME)):
+    yield folder
+    return
+  for child in sorted(folder.iterdir()):
+    if child.is_dir() and not child.name.startswith("."):
+      yield from _below(child)
+
+
+def _read(path: pathlib.Path) -> tuple[Run | None, str]:
+  """The run at a path, or the reason to leave it out."""
+  if path.is_dir() and not (path / schema.FILE_NAME).exists():
+    return None, "unfinished: no report.json; the same command goes on with it"
+  try:
+    report = schema.load(path)
+  except errors.UserError as error:
+    return None, f"failed: {error}"
+  target, final = report["macs"]["target"], report["macs"]["final"]
+  if final is None or target is None:
+    return None, "failed: its report names no final or no target MACs"
+  if final > (1 + TOLERANCE) * target:
+    dense = report["macs"]["dense"]
+    return None, (
+      f"{report['recipe']} did not reach the ratio {report['ratio']:g}: "
+      f"{text.removed(final, dense)} of the MACs are gone"
+    )
+  return Run(path=path, report=report), ""
+
+
+def _alike(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+  """The runs of the most common config, each of its kind once."""
+  configs = [_shared(run.report["config"]) for run in members]
+  texts = [json.dumps(config, sort_keys=True) for config in configs]
+  common = configs[texts.index(collections.Counter(texts).most_common(1)[0][0])]
+  kept, left_out = {}, []
+  for run, config in zip(members, configs, strict=True):
+    differences = workdir.diff(common, config)
+    if differences:
+      listed = "; ".join(
+        f"{key} is {here}, not {there}"
+        for key, (there, here) in differences.items()
+      )
+      reason = f"another config than most: {listed}"
+    elif run.key in kept:
+      reason = f"same recipe, ratio and seed as {kept[run.key].path}"
+    else:
+      kept[run.key] = run
+      continue
+    left_out.append(LeftOut(path=run.path, reason=reason))
+  return list(kept.values()), left_out
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The part of a config that compared runs have in common."""
+  shared = {}
+  for key, value in config.items():
+    if key in _FREE:
+      continue
+    if isinstance(value, Mapping):
+      value = {k: v for k, v in value.items() if f"{key}.{k}" not in _FREE}
+    shared[key] = value
+  return shared
+
+
+def _get(config: Mapping[str, Any], path: str) -> Any:
+  section, name = path.split(".")
+  return (config.get(section) or {}).get(name)

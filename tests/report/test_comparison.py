@@ -1,0 +1,179 @@
+"""Comparison of runs: what is averaged, what is left out, what is written."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from comp_jax import errors
+from comp_jax.cli import verbs
+from comp_jax.report import comparison, paper, runs
+
+
+def _save(folder, report, **config):
+  """A finished run's folder."""
+  folder.mkdir(parents=True)
+  base = {
+    "name": report["name"],
+    "ratio": report["ratio"],
+    "seed": report["seed"],
+    "data": {"name": "emoji"},
+    "recipe": {"name": report["recipe"], "strategy": {}},
+    "prune": {"stage_steps": 5, "save_every": 1},
+  }
+  report["config"] = {**base, **config}
+  (folder / "config.json").write_text(json.dumps(report["config"]))
+  (folder / "report.json").write_text(json.dumps(report))
+  return folder
+
+
+def _with(report, value):
+  report["metrics"]["finetuned"]["test"]["t2i_r10"] = value
+  return report
+
+
+@pytest.fixture
+def folder(tmp_path, make):
+  """Three recipes at 0.7, one at 0.5, and four runs that take no part."""
+  # Both move with the seed: pairing takes that out.
+  for seed in range(4):
+    base = 0.30 + 0.02 * seed
+    _save(tmp_path / f"comp{seed}", _with(make(seed), base))
+    if seed < 3:
+      other = _with(make(seed, "uniform"), base - 0.05 - 0.001 * seed)
+      _save(tmp_path / f"uniform{seed}", other)
+  tuned = {"name": "comp", "score": "wanda", "strategy": {"explore": 0.1}}
+  _save(tmp_path / "tuned", _with(make(0), 0.36), recipe=tuned)
+  half = make(0, ratio=0.5)
+  half["macs"].update(
+    target=0.5 * half["macs"]["dense"], final=0.499 * half["macs"]["dense"]
+  )
+  _save(tmp_path / "half", half)
+  # Left out.
+  (tmp_path / "running").mkdir()
+  (tmp_path / "running" / "config.json").write_text("{}")
+  broken = make(5)
+  del broken["macs"]["final"]
+  _save(tmp_path / "broken", broken)
+  _save(
+    tmp_path / "short",
+    make(6),
+    prune={"stage_steps": 2, "save_every": 9},
+  )
+  high = make(7, "madtp")
+  high["macs"]["final"] = 1.02 * high["macs"]["target"]
+  _save(tmp_path / "high", high)
+  return tmp_path
+
+
+def test_runs_are_gathered_and_the_rest_is_explained(folder):
+  models, left_out = runs.gather([folder, folder / "comp0"])
+  (members,) = models.values()
+  assert len(members) == 9
+  reasons = {run.path.name: run.reason for run in left_out}
+  assert reasons.keys() == {"running", "broken", "short", "high"}
+  assert "unfinished" in reasons["running"]
+  assert "macs.final is missing" in reasons["broken"]
+  assert "prune.stage_steps is 2, not 5" in reasons["short"]
+  assert "save_every" not in reasons["short"]
+  assert "madtp did not reach the ratio 0.7" in reasons["high"]
+
+
+def test_one_run_of_each_kind_counts(folder, make):
+  _save(folder / "again", make(0))
+  _, left_out = runs.gather([folder])
+  (again,) = [run for run in left_out if "same recipe" in run.reason]
+  assert str(folder / "again") in again.reason
+
+
+def test_means_intervals_and_paired_differences(folder):
+  (members,) = runs.gather([folder])[0].values()
+  result, lacking = comparison.compare(members, split="test")
+  assert not lacking and result.metric == "t2i_r10"
+  cells = {(cell.method, cell.ratio): cell for cell in result.cells}
+  assert [c.method for c in result.cells if c.ratio == 0.7] == [
+    "comp (score=wanda, explore=0.1)",
+    "comp",
+    "uniform",
+  ]
+  comp, uniform = cells["comp", 0.7], cells["uniform", 0.7]
+  assert comp.seeds == (0, 1, 2, 3) and comp.difference is None
+  assert comp.mean == pytest.approx(0.33)
+  # A resample of four draws: its percentiles are known from all 256.
+  grid = np.stack(np.meshgrid(*[comp.values] * 4), axis=-1).reshape(-1, 4)
+  exact = np.quantile(grid.mean(axis=1), [0.025, 0.975])
+  np.testing.assert_allclose(comp.interval, exact, atol=2.6e-3)
+  # Paired by seed, the seeds' own spread is gone.
+  assert uniform.paired == 3
+  assert uniform.difference == pytest.approx(-0.051)
+  low, high = uniform.difference_interval
+  assert -0.0521 <= low < -0.051 < high <= -0.0499
+  assert cells["comp", 0.5].interval is None
+  wanda = cells["comp (score=wanda, explore=0.1)", 0.7]
+  assert wanda.difference == pytest.approx(0.06)
+  assert wanda.difference_interval is None
+
+
+def test_a_metric_that_no_run_has_is_refused(folder):
+  (members,) = runs.gather([folder])[0].values()
+  with pytest.raises(errors.UserError, match="no run has a fine-tuned cider"):
+    comparison.compare(members, metric="cider")
+  del members[0].report["metrics"]["finetuned"]
+  _, lacking = comparison.compare(members, split="test")
+  assert [run.path for run in lacking] == [members[0].path]
+
+
+def test_lower_losses_come_first(folder):
+  (members,) = runs.gather([folder])[0].values()
+  members[0].report["metrics"]["finetuned"]["test"]["loss"] = 9.0
+  result, _ = comparison.compare(members, split="test", metric="loss")
+  assert result.lower_is_better
+  means = [cell.mean for cell in result.cells if cell.ratio == 0.7]
+  assert means == sorted(means)
+
+
+def test_published_numbers_stand_where_the_task_matches(folder):
+  (members,) = runs.gather([folder])[0].values()
+  assert paper.published("nlvr2", "test", "accuracy", "comp", 0.7) == 0.8137
+  assert paper.published("nlvr2", "dev", "accuracy", "comp", 0.7) is None
+  assert paper.published("emoji", "test", "accuracy", "comp", 0.7) is None
+  result, _ = comparison.compare(members, split="test")
+  assert "paper" not in comparison.grids(result)[0].columns
+  for run in members:
+    run.report["config"]["data"]["name"] = "nlvr2"
+    values = run.report["metrics"]["finetuned"]["test"]
+    values["accuracy"] = values["t2i_r10"]
+  result, _ = comparison.compare(members, split="test", metric="accuracy")
+  grid = comparison.grids(result)[1]
+  assert [(row[0], row[-1]) for row in grid.rows] == [
+    ("comp (score=wanda, explore=0.1)", "–"),
+    ("comp", "0.814"),
+    ("uniform", "–"),
+  ]
+
+
+def test_the_verb_prints_and_writes_three_files(folder, tmp_path, capsys):
+  out = tmp_path / "out"
+  command = ["compare", str(folder), "--split", "test", "--out", str(out)]
+  assert verbs.main(command) == 0
+  printed = capsys.readouterr().out
+  assert "uniform" in printed and "left out" in printed
+  lines = (out / "compare.csv").read_text().splitlines()
+  rows = list(csv.DictReader(lines))
+  (row,) = [r for r in rows if r["recipe"] == "uniform"]
+  assert float(row["difference"]) == pytest.approx(-0.051)
+  assert row["seeds"] == "0 1 2" and row["paper"] == ""
+  page = (out / "compare.html").read_text()
+  assert page.count("data:image/svg+xml") == 2 and "short" in page
+  words = (out / "compare.md").read_text()
+  assert "## Left out" in words and "| uniform | 0, 1, 2 |" in words
+  before = {p.name: p.read_bytes() for p in out.iterdir()}
+  assert verbs.main(command) == 0
+  assert before == {p.name: p.read_bytes() for p in out.iterdir()}
+
+
+def test_a_folder_without_runs_is_refused(tmp_path, capsys):
+  assert verbs.main(["compare", str(tmp_path / "gone")]) == 2
+  assert verbs.main(["compare", str(tmp_path)]) == 2
+  assert "holds no run" in capsys.readouterr().err

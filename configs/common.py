@@ -63,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.recipe.cit = ml_collections.config_dict.placeholder(bool)
   c.recipe.reduce = ml_collections.config_dict.placeholder(str)
   c.recipe.standardise = ml_collections.config_dict.placeholder(str)
+  c.recipe.rule = ml_collections.config_dict.placeholder(str)
   c.recipe.combine = ml_collections.config_dict.placeholder(str)
   c.recipe.schedule = ml_collections.config_dict.placeholder(str)
   c.recipe.prunes = ml_collections.config_dict.placeholder(str)

@@ -136,8 +136,8 @@ def weight_magnitude(
 
 
 def per_unit(
-  rows: Float[Array, "l *rows"],
-  group: groups_lib.Group,  # noqa: F821
+  rows: Float[Array, "l *rows"],  # noqa: F821
+  group: groups_lib.Group,
 ) -> Float[Array, "l units"]:
   """The mean over the rows that belong to each unit."""
   if rows.ndim == 2:

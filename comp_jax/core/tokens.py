@@ -18,20 +18,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+RULES = ("mean", "madtp", "evit")
+COMBINE = ("drop", "merge")
+# Entries of MADTP's dictionary (spec `madtp.md` part 2).
+DICTIONARY = 100
+
 
 # JAX rebuilds a pytree around anything (shapes, shardings, None).
 @typing.no_type_check
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["theta"],
-  meta_fields=["gate", "combine", "keep"],
+  meta_fields=["rule", "gate", "combine", "keep"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenPolicy:
   """How one encoder drops tokens; a pytree whose only array is `theta`.
 
   Attributes:
-    theta: threshold in multiples of the mean score; 0 drops nothing.
+    theta: 0 drops nothing, a higher one more. `mean`: the threshold in
+      multiples of the mean score; `madtp`: the temperature of its dictionary;
+      `evit`: the best 1 / (1 + theta) of the pool stay.
+    rule: how tokens are scored and which stay. `mean` scores by Eq. 6 or 7;
+      `madtp` by three parts (spec `madtp.md` 1.2), its threshold comes from
+      the dictionary; `evit` by the attention that the readout token pays.
     gate: CIT (Eq. 7): heads vote with their mask, so a pruned head fades out.
     combine: `drop`, or `merge` (one score-weighted token per layer takes the
       place of the dropped ones, MADTP).
@@ -40,6 +50,7 @@ class TokenPolicy:
   """
 
   theta: Float[Array, ""] | float = 0.0
+  rule: str = "mean"
   gate: bool = True
   combine: str = "drop"
   keep: tuple[int, ...] | None = None
@@ -81,6 +92,64 @@ def token_scores(
   return received / jnp.where(total > 0, total, 1.0)
 
 
+def readout_attention(
+  attention: Float[Array, "b h n n"], state: "TokenState"
+) -> Float[Array, "b h n"]:
+  """The attention that the readout token pays to the pool; CLS without one."""
+  first = jnp.arange(state.valid.shape[-1])[None] == 0
+  some = jnp.any(state.readout, axis=-1, keepdims=True)
+  query = jnp.where(some, state.readout, first).astype(jnp.float32)
+  row = jnp.einsum("bhqk,bq->bhk", attention.astype(jnp.float32), query)
+  return jnp.where(state.pool[:, None], row, 0.0)
+
+
+def madtp_scores(
+  attention: Float[Array, "b h n n"],
+  value: Float[Array, "b n h e"],
+  received: Float[Array, "b n"],
+  state: "TokenState",
+) -> Float[Array, "b n"]:
+  """MADTP's mean of three scores (spec `madtp.md` 1.2); 0 outside the pool.
+
+  The readout token's attention, each head weighed by the norm of the token's
+  own output of it; what the token receives; its best match in the dictionary.
+  Negative matches count 0: the authors' normaliser can vanish.
+
+  Args:
+    attention: softmaxed attention.
+    value: values of the heads.
+    received: `token_scores` without gate.
+    state: tokens entering the layer.
+  """
+  output = jnp.einsum("bhqk,bkhe->bqhe", attention, value)
+  norms = jnp.linalg.norm(output.astype(jnp.float32), axis=-1)
+  heads = norms / (jnp.sum(norms, axis=-1, keepdims=True) + 1e-8)
+  seen = jnp.einsum("bnh,bhn->bn", heads, readout_attention(attention, state))
+  match = jax.nn.relu(jnp.max(dictionary_match(state.x), axis=1))
+  match = jnp.where(state.pool, match, 0.0)
+  match = match / (jnp.sum(match, axis=-1, keepdims=True) + 1e-8)
+  return (seen + received + match) / 3.0
+
+
+def rule_scores(
+  policy: TokenPolicy,
+  attention: Float[Array, "b h n n"],
+  value: Float[Array, "b n h e"],
+  state: "TokenState",
+  gate: Float[Array, " h"] | None,
+  causal: bool,
+) -> Float[Array, "b n"]:
+  """The token scores of a policy's rule; arguments as those above."""
+  if policy.rule == "evit":
+    seen = jnp.sum(readout_attention(attention, state), axis=1)
+    total = jnp.sum(seen, axis=-1, keepdims=True)
+    return seen / jnp.where(total > 0, total, 1.0)
+  scores = token_scores(attention, state.pool, gate, causal)
+  if policy.rule == "madtp":
+    return madtp_scores(attention, value, scores, state)
+  return scores
+
+
 def keep_above(
   scores: Float[Array, "b n"],
   pool: Bool[Array, "b n"],
@@ -92,11 +161,64 @@ def keep_above(
   scores are all 0 and say nothing).
   """
   n_pool = jnp.sum(pool, axis=-1, keepdims=True)
-  above = scores > theta / jnp.maximum(n_pool, 1)
+  return _stay(scores, pool, scores > theta / jnp.maximum(n_pool, 1), theta)
+
+
+def _stay(scores, pool, above, theta):
+  """The pool tokens above a threshold, and whoever stays in any case."""
   best = jnp.argmax(jnp.where(pool, scores, -1.0), axis=-1)
   best = jnp.arange(scores.shape[-1])[None] == best[:, None]
   scored = jnp.sum(scores, axis=-1, keepdims=True) > 0
   return pool & (above | best | ~scored | (theta <= 0))
+
+
+def keep_share(
+  scores: Float[Array, "b n"],
+  pool: Bool[Array, "b n"],
+  theta: Float[Array, ""] | float,
+) -> Bool[Array, "b n"]:
+  """The best 1 / (1 + theta) of the pool, rounded up (EViT's keep rate)."""
+  order = jnp.argsort(jnp.where(pool, -scores, jnp.inf), axis=-1)
+  rank = jnp.argsort(order, axis=-1)
+  n_pool = jnp.sum(pool, axis=-1, keepdims=True)
+  return _stay(scores, pool, rank < jnp.ceil(n_pool / (1.0 + theta)), theta)
+
+
+def dictionary_match(x: Float[Array, "b n d"]) -> Float[Array, "b k n"]:
+  """MADTP's inner products of tokens with the entries of its dictionary.
+
+  The dictionary is drawn from N(0, 1) once for all models and layers and stays
+  as it is: at the published rates training moves an entry by 1e-2 at most
+  (spec `madtp.md` part 2).
+  """
+  shape = (DICTIONARY, x.shape[-1])
+  entries = jax.random.normal(jax.random.key(0), shape, jnp.float32)
+  return jnp.einsum("kd,bnd->bkn", entries, x.astype(jnp.float32))
+
+
+def keep_above_dictionary(
+  scores: Float[Array, "b n"],
+  pool: Bool[Array, "b n"],
+  x: Float[Array, "b n d"],
+  theta: Float[Array, ""] | float,
+) -> Bool[Array, "b n"]:
+  """The pool tokens that MADTP keeps: S > min_k sum_n P[k, n] S[n].
+
+  P is the softmax over the pool of the matches at temperature theta: each
+  entry of the dictionary points at its tokens, the weakest pointing is the
+  threshold. A high temperature points everywhere: the mean score.
+
+  Args:
+    scores: of the tokens.
+    pool: what the rule chooses from.
+    x: tokens entering the layer.
+    theta: temperature; 0 keeps every token.
+  """
+  match = dictionary_match(x) / jnp.maximum(theta, 1e-6)
+  pointing = jax.nn.softmax(jnp.where(pool[:, None], match, -1e30), axis=-1)
+  pooled = jnp.where(pool, scores, 0.0)
+  limit = jnp.min(jnp.einsum("bkn,bn->bk", pointing, pooled), axis=-1)
+  return _stay(scores, pool, scores > limit[:, None], theta)
 
 
 def keep_top(
@@ -191,6 +313,7 @@ def drop(
   scores: Float[Array, "b n"],
   policy: TokenPolicy,
   layer: int | None,
+  entered: Float[Array, "b n d"] | None = None,
 ) -> TokenState:
   """The tokens that go on after this layer's attention.
 
@@ -200,12 +323,21 @@ def drop(
     policy: threshold or static counts.
     layer: index of the layer; needed by `static` execution alone, where it
       picks the count.
+    entered: activations before the attention; `madtp` reads them.
   """
-  if policy.combine not in ("drop", "merge"):
-    raise ValueError(f"combine must be drop or merge, not {policy.combine!r}")
+  if policy.combine not in COMBINE:
+    raise ValueError(
+      f"combine must be one of {COMBINE}, not {policy.combine!r}"
+    )
   pool, merge = state.pool, policy.combine == "merge"
   if policy.keep is None:
-    x, keep = state.x, keep_above(scores, pool, policy.theta)
+    if policy.rule == "madtp":
+      keep = keep_above_dictionary(scores, pool, entered, policy.theta)
+    elif policy.rule == "evit":
+      keep = keep_share(scores, pool, policy.theta)
+    else:
+      keep = keep_above(scores, pool, policy.theta)
+    x = state.x
     if merge:
       x, keep = merge_dropped(x, scores, pool, keep)
     return dataclasses.replace(

@@ -250,6 +250,7 @@ def _read_json(path: pathlib.Path) -> dict:
 def _policy_to_dict(policy: tokens_lib.TokenPolicy) -> dict[str, Any]:
   return {
     "theta": float(policy.theta),
+    "rule": policy.rule,
     "gate": bool(policy.gate),
     "combine": policy.combine,
     "keep": None if policy.keep is None else [int(k) for k in policy.keep],
@@ -275,10 +276,15 @@ def _check_policies(
     theta, keep = float(policy.theta), policy.keep
     if not (math.isfinite(theta) and theta >= 0):
       raise ValueError(f"{tower}: theta must be 0 or more, not {theta}")
-    if policy.combine not in ("drop", "merge"):
-      raise ValueError(
-        f"{tower}: combine must be drop or merge, not {policy.combine!r}"
-      )
+    for field, known in (
+      ("rule", tokens_lib.RULES),
+      ("combine", tokens_lib.COMBINE),
+    ):
+      value = getattr(policy, field)
+      if value not in known:
+        raise ValueError(
+          f"{tower}: {field} must be one of {known}, not {value!r}"
+        )
     if keep is None:
       continue
     if encoder.scan:

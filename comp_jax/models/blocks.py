@@ -168,7 +168,9 @@ class Attention(nn.Module):
     elif source is None:
       gate = mask if policy.gate and by_head else None
       scores = jax.lax.stop_gradient(
-        tokens_lib.token_scores(attention, state.pool, gate, spec.causal)
+        tokens_lib.rule_scores(
+          policy, attention, value, state, gate, spec.causal
+        )
       )
     if probe is not None:
       # The weights need the scores, the taps need the weights: attention is

@@ -68,7 +68,9 @@ class EncoderLayer(nn.Module):
     x = self._residual(state.x, update, "layer_scale1")
     if not first:
       x = self._norm("norm1", x)
-    state = tokens_lib.drop(_replace_x(state, x), scores, policy, self.index)
+    state = tokens_lib.drop(
+      _replace_x(state, x), scores, policy, self.index, state.x
+    )
 
     weights = None
     if probes:

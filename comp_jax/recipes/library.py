@@ -55,6 +55,23 @@ _RECIPES = (
     fade="search",
     **_PLAIN,
   ),
+  # Tokens alone; neurons by magnitude only make up the last MACs.
+  recipe_lib.Recipe(
+    name="madtp",
+    score="magnitude",
+    rule="madtp",
+    combine="merge",
+    prunes="tokens",
+    **_PLAIN,
+  ),
+  recipe_lib.Recipe(
+    name="evit",
+    score="magnitude",
+    rule="evit",
+    combine="merge",
+    prunes="tokens",
+    **_PLAIN,
+  ),
 )
 RECIPES: Mapping[str, recipe_lib.Recipe] = {r.name: r for r in _RECIPES}
 

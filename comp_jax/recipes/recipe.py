@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from comp_jax.core import importance, mps
+from comp_jax.core import importance, mps, tokens
 
 SCHEDULES = (
   "mps",
@@ -26,6 +26,7 @@ class Recipe:
     cit: gate the token score by the head masks (Eq. 7).
     reduce: taylor: `signed` or `abs`.
     standardise: how scores of different layers are compared.
+    rule: how tokens are scored and which stay (`tokens.TokenPolicy`).
     combine: what becomes of dropped tokens: `drop` or `merge`.
     schedule: `mps` chooses one mode per stage by remembered costs;
       `lookahead` by the costs of a trial step of every live mode, taken anew
@@ -50,6 +51,7 @@ class Recipe:
   cit: bool = True
   reduce: str = "signed"
   standardise: str = "layer_mean"
+  rule: str = "mean"
   combine: str = "drop"
   schedule: str = "mps"
   prunes: str = "all"
@@ -67,26 +69,29 @@ class Recipe:
         f"standardise must be one of {importance.STANDARDISATIONS}, "
         f"not {self.standardise!r}"
       )
-    if self.combine not in ("drop", "merge"):
-      raise ValueError(f"combine must be drop or merge, not {self.combine!r}")
-    if self.schedule not in SCHEDULES:
-      raise ValueError(
-        f"schedule must be one of {SCHEDULES}, not {self.schedule!r}"
-      )
-    if self.prunes not in ("params", "tokens", "all"):
-      raise ValueError(
-        f"prunes must be params, tokens or all, not {self.prunes!r}"
-      )
-    for field in ("accumulate", "fade"):
-      if getattr(self, field) not in SPANS:
-        raise ValueError(
-          f"{field} must be one of {SPANS}, not {getattr(self, field)!r}"
-        )
+    for field, known in (
+      ("rule", tokens.RULES),
+      ("combine", tokens.COMBINE),
+      ("schedule", SCHEDULES),
+      ("prunes", ("params", "tokens", "all")),
+      ("accumulate", SPANS),
+      ("fade", SPANS),
+    ):
+      value = getattr(self, field)
+      if value not in known:
+        raise ValueError(f"{field} must be one of {known}, not {value!r}")
     if self.fade == "search" and self.schedule != "together":
       raise ValueError(
         "fade=search marks all units in every stage: it needs "
         f"schedule=together, not {self.schedule!r}"
       )
+
+  @property
+  def policy(self) -> tokens.TokenPolicy:
+    """The token rule, its threshold still 0."""
+    return tokens.TokenPolicy(
+      rule=self.rule, gate=self.cit, combine=self.combine
+    )
 
   @property
   def estimator(self) -> importance.Estimator:

@@ -160,6 +160,13 @@ def notes(report: schema.Report) -> list[str]:
     f"the target was {text.quantity(macs['target'], dense)} "
     f"({text.removed(macs['target'], dense)} removed)."
   ]
+  masked, target = macs.get("masked"), macs.get("target")
+  if masked is not None and target is not None and masked > 1.005 * target:
+    lines.append(
+      f"The search did not reach the target: {text.quantity(masked, dense)} "
+      "were left when its stages ended. Static token counts below those of the "
+      "thresholds, and the lowest neurons, make up the rest."
+    )
   if macs.get("padded_final") is not None:
     lines.append(
       "At padded lengths, as a device executes it, the final model costs "

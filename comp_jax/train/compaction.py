@@ -71,11 +71,7 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
   layers = {t: getattr(spec, t).encoder.layers for t in spec.towers}
   dense = {t: getattr(job.spec, t).encoder.layers[0] for t in layers}
   static = {
-    tower: tokens_lib.TokenPolicy(
-      gate=stage.recipe.cit,
-      combine=stage.recipe.combine,
-      keep=caps.get(tower),
-    )
+    tower: dataclasses.replace(stage.recipe.policy, keep=caps.get(tower))
     for tower in layers
   }
   padded = {

@@ -138,8 +138,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     objective=step_lib.Objective(
       prunable=prunable,
       loss=task.loss,
-      gate=recipe.cit,
-      combine=recipe.combine,
+      policy=recipe.policy,
       microbatches=config.prune.microbatches,
       memory=task.memory(dense.spec),
     ),

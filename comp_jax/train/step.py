@@ -30,8 +30,7 @@ class Objective:
   Attributes:
     prunable: the model.
     loss: (output, batch, *recalled) -> scalar, a mean over the batch.
-    gate: CIT in the token rule.
-    combine: `drop` or `merge`.
+    policy: the token rule; thresholds are filled in.
     microbatches: gradient accumulation: parts a batch is split into. A
       contrastive loss then sees the negatives of its part alone, but all
       that its task remembers.
@@ -40,17 +39,14 @@ class Objective:
 
   prunable: prunable_lib.Prunable
   loss: Loss
-  gate: bool = True
-  combine: str = "drop"
+  policy: tokens_lib.TokenPolicy = tokens_lib.TokenPolicy()
   microbatches: int = 1
   memory: task_lib.Memory = task_lib.Memory()
 
   def policies(self, thetas: Mapping) -> dict[str, tokens_lib.TokenPolicy]:
     """The `mask` execution of each tower at these thresholds."""
     return {
-      tower: tokens_lib.TokenPolicy(
-        theta=theta, gate=self.gate, combine=self.combine
-      )
+      tower: dataclasses.replace(self.policy, theta=theta)
       for tower, theta in thetas.items()
     }
 

@@ -42,7 +42,7 @@ def _compact(depth=(12, 2), granularity="head"):
 
 POLICIES = {
   "vision": TokenPolicy(keep=(17, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5)),
-  "text": TokenPolicy(theta=0.7, combine="merge"),
+  "text": TokenPolicy(theta=0.7, rule="madtp", combine="merge"),
 }
 
 
@@ -286,6 +286,7 @@ def _set(*path):
     (_set("policies", "vision", "keep", [5, 5]), "[5, 5] for 12 layers"),
     (_set("policies", "vision", "theta", -1), "theta"),
     (_set("policies", "vision", "combine", "mix"), "mix"),
+    (_set("policies", "vision", "rule", "guess"), "guess"),
     (_set("policies", "audio", {}), "description"),
   ],
 )

@@ -210,15 +210,24 @@ def test_bfloat16_runs_and_stays_close():
 
 
 @pytest.mark.parametrize(
-  ("combine", "readout"), [("drop", "mean"), ("merge", "cls"), ("drop", "end")]
+  ("combine", "readout", "rule", "theta"),
+  [
+    ("drop", "mean", "mean", 0.8),
+    ("merge", "cls", "mean", 0.8),
+    ("drop", "end", "mean", 0.8),
+    ("merge", "cls", "madtp", 30.0),
+    ("merge", "end", "evit", 0.8),
+  ],
 )
-def test_mask_execution_equals_static_at_equal_counts(combine, readout):
+def test_mask_execution_equals_static_at_equal_counts(
+  combine, readout, rule, theta
+):
   model, params = _model(readout=readout)
   flat = specs.with_encoders(model, scan=False)
   flat_params = kit.unrolled(params, model)
   policies = {
-    "vision": TokenPolicy(theta=0.8, combine=combine),
-    "text": TokenPolicy(theta=0.9, combine=combine),
+    "vision": TokenPolicy(theta=theta, combine=combine, rule=rule),
+    "text": TokenPolicy(theta=1.1 * theta, combine=combine, rule=rule),
   }
   dropped = {tower: 0 for tower in policies}
   for row in (0, 1):

@@ -101,6 +101,7 @@ def test_a_recipe_knows_its_kind_of_modes():
 @pytest.mark.parametrize(
   "fields",
   [
+    {"rule": "guess"},
     {"prunes": "guess"},
     {"accumulate": "guess"},
     {"fade": "guess"},

@@ -52,6 +52,11 @@ def test_notes_tell_the_cost_of_static_counts(report):
   assert "convention “inference”" in notes
   assert "stage_step 1" in notes
   assert "Time on 1 x cpu: prune 151.2 s" in notes
+  assert "did not reach" not in notes
+  report["macs"]["masked"] *= 1.1
+  assert "The search did not reach the target: 0.47 G were left" in " ".join(
+    tables.notes(report)
+  )
 
 
 def test_stages_match_the_report(report):

@@ -86,8 +86,7 @@ def make_stage(
     objective=step.Objective(
       prunable=families.prunable(model, min_neurons=4),
       loss=retrieval.loss,
-      gate=built.cit,
-      combine=built.combine,
+      policy=built.policy,
     ),
     metric=lambda output, batch: -retrieval.loss(output, batch),
     recipe=built,

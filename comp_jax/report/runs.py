@@ -12,6 +12,8 @@ from comp_jax import errors
 from comp_jax.report import schema, text
 from comp_jax.train import workdir
 
+# The points of a sweep's group, as `train.sweep_group` writes them.
+RESULTS = "results.jsonl"
 # A final model may cost this much more than its target, relative.
 TOLERANCE = 5e-3
 # What may differ between runs that are compared: how they prune, and what
@@ -27,15 +29,16 @@ _FREE = (
   "evaluate",
   "train",
 )
+_AGAIN = "the same command goes on with it"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """A finished run.
+  """A finished run, or a finished point of a sweep.
 
   Attributes:
-    path: its folder, or its report.json.
-    report: checked.
+    path: its folder, its report.json, or the sweep's group and a number.
+    report: checked; of a swept point what its line holds.
   """
 
   path: pathlib.Path
@@ -82,18 +85,21 @@ def gather(
   """The runs that can be compared, by model, and those that cannot.
 
   Args:
-    paths: folders of runs, their report.json, or folders of such folders.
+    paths: folders of runs or sweeps, report.json files, or folders of such
+      folders.
 
   Raises:
     UserError: a path that does not exist or holds no run.
   """
   models, left_out = collections.defaultdict(list), []
-  for path in dict.fromkeys(p for top in paths for p in _runs(top)):
-    run, reason = _read(path)
-    if run is None:
-      left_out.append(LeftOut(path=path, reason=reason))
-    else:
-      models[run.model].append(run)
+  for folder in dict.fromkeys(p for top in paths for p in _runs(top)):
+    for path, report, reason in _read(folder):
+      reason = reason or _missed(report)
+      if reason:
+        left_out.append(LeftOut(path=path, reason=reason))
+      else:
+        run = Run(path=path, report=report)
+        models[run.model].append(run)
   compared = {}
   for model, members in models.items():
     compared[model], mixed = _alike(members)
@@ -116,7 +122,9 @@ def _runs(top: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  if any((folder / n).exists() for n in (workdir.CONFIG, schema.FILE_NAME)):
+  known = any((folder / n).exists() for n in (workdir.CONFIG, schema.FILE_NAME))
+  # The groups of a sweep lie in folders of their own.
+  if known and "groups" not in _claimed(folder):
     yield folder
     return
   for child in sorted(folder.iterdir()):
@@ -124,24 +132,76 @@ def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       yield from _below(child)
 
 
-def _read(path: pathlib.Path) -> tuple[Run | None, str]:
-  """The run at a path, or the reason to leave it out."""
-  if path.is_dir() and not (path / schema.FILE_NAME).exists():
-    return None, "unfinished: no report.json; the same command goes on with it"
+def _claimed(folder: pathlib.Path) -> Mapping[str, Any]:
+  """The config that a workdir belongs to; empty where there is none."""
   try:
-    report = schema.load(path)
-  except errors.UserError as error:
-    return None, f"failed: {error}"
+    return json.loads((folder / workdir.CONFIG).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+
+
+def _read(
+  path: pathlib.Path,
+) -> Iterator[tuple[pathlib.Path, schema.Report, str]]:
+  """Path, report and the reason to leave it out, of a run or of each point."""
+  claimed = _claimed(path)
+  if "points" in claimed:
+    yield from _points(path, claimed)
+  elif path.is_dir() and not (path / schema.FILE_NAME).exists():
+    yield path, {}, f"unfinished: no {schema.FILE_NAME}; {_AGAIN}"
+  else:
+    try:
+      yield path, schema.load(path), ""
+    except errors.UserError as error:
+      yield path, {}, f"failed: {error}"
+
+
+def _points(
+  folder: pathlib.Path, claimed: Mapping[str, Any]
+) -> Iterator[tuple[pathlib.Path, schema.Report, str]]:
+  """The points of a sweep's group, each as a run that was never compacted."""
+  lines = []
+  if (folder / RESULTS).exists():
+    lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
+  for number, point in enumerate(claimed["points"]):
+    path = folder / f"point {number}"
+    if number >= len(lines):
+      yield path, {}, f"unfinished: not in {RESULTS}; {_AGAIN}"
+      continue
+    row = json.loads(lines[number])
+    if row["status"] != "done":
+      yield path, {}, f"failed: {row['reason']}"
+      continue
+    # What is measured masked is not set beside compact models.
+    config = {**claimed["config"], "measured": row["how"]}
+    for key, value in point.items():
+      config = _replaced(config, key.split("."), value)
+    tuned = row["metrics"]["finetuned_masked"]
+    dense = {split: dict.fromkeys(values) for split, values in tuned.items()}
+    metrics = {"dense": dense, "finetuned": tuned}
+    yield path, {**row, "metrics": metrics, "config": config}, ""
+
+
+def _replaced(config: Mapping, keys: Sequence[str], value: Any) -> dict:
+  """The config with the value at a path."""
+  key, *rest = keys
+  if rest:
+    value = _replaced(config.get(key) or {}, rest, value)
+  return {**config, key: value}
+
+
+def _missed(report: schema.Report) -> str:
+  """Why a finished run does not have the cost that it should; or nothing."""
   target, final = report["macs"]["target"], report["macs"]["final"]
   if final is None or target is None:
-    return None, "failed: its report names no final or no target MACs"
-  if final > (1 + TOLERANCE) * target:
-    dense = report["macs"]["dense"]
-    return None, (
-      f"{report['recipe']} did not reach the ratio {report['ratio']:g}: "
-      f"{text.removed(final, dense)} of the MACs are gone"
-    )
-  return Run(path=path, report=report), ""
+    return "failed: its report names no final or no target MACs"
+  if final <= (1 + TOLERANCE) * target:
+    return ""
+  gone = text.removed(final, report["macs"]["dense"])
+  return (
+    f"{report['recipe']} did not reach the ratio {report['ratio']:g}: {gone} "
+    "of the MACs are gone"
+  )
 
 
 def _alike(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:

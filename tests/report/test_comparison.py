@@ -87,6 +87,52 @@ def test_one_run_of_each_kind_counts(folder, make):
   assert str(folder / "again") in again.reason
 
 
+def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
+  """As `train.sweep_group` writes them: a group, its points, a line each."""
+  group = tmp_path / "sweep" / "group0"
+  group.mkdir(parents=True)
+  (tmp_path / "sweep" / "config.json").write_text(
+    json.dumps({"config": "configs/x.py", "groups": []})
+  )
+  points = [
+    {"ratio": ratio, "seed": seed, "recipe.strategy.explore": 0.0}
+    for ratio in (0.5, 0.7)
+    for seed in (0, 1)
+  ]
+  config = {"ratio": 0.5, "seed": 0, "recipe": {"name": "comp"}}
+  config |= {"data": {"name": "emoji"}}
+  (group / "config.json").write_text(
+    json.dumps({"config": config, "points": points})
+  )
+  lines = []
+  for point in points[:3]:
+    line = {
+      "name": "x",
+      "recipe": "comp",
+      "ratio": point["ratio"],
+      "seed": point["seed"],
+      "status": "done" if len(lines) != 1 else "failed",
+      "reason": "" if len(lines) != 1 else "a loss is not finite",
+      "how": "masked",
+      "macs": {"dense": 10.0, "target": 5.0, "final": 4.99},
+      "metrics": {"finetuned_masked": {"test": {"accuracy": 0.6}}},
+    }
+    lines.append(json.dumps(line))
+  (group / runs.RESULTS).write_text("\n".join(lines) + "\n")
+  models, left_out = runs.gather([tmp_path])
+  (members,) = models.values()
+  assert [run.key for run in members] == [
+    ("comp (explore=0.0)", 0.5, 0),
+    ("comp (explore=0.0)", 0.7, 0),
+  ]
+  assert [run.reason.split(":")[0] for run in left_out] == [
+    "failed",
+    "unfinished",
+  ]
+  result, _ = comparison.compare(members)
+  assert result.dense is None and result.cells[0].mean == 0.6
+
+
 def test_means_intervals_and_paired_differences(folder):
   (members,) = runs.gather([folder])[0].values()
   result, lacking = comparison.compare(members, split="test")

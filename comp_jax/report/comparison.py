@@ -225,6 +225,8 @@ def notes(comparison: Comparison) -> list[str]:
     f"seed with {comparison.reference}. One seed has no interval, and a "
     "handful makes it too narrow.",
   ]
+  if comparison.reference not in {cell.method for cell in comparison.cells}:
+    lines.append(f"No run of {comparison.reference}: nothing to differ from.")
   if any(cell.published is not None for cell in comparison.cells):
     lines.append(
       "“paper”: BLIP on NLVR2 with the authors' budget, not a run of this code."

@@ -39,25 +39,28 @@ class Run:
   Attributes:
     path: its folder, its report.json, or the sweep's group and a number.
     report: checked; of a swept point what its line holds.
+    method: the recipe, with what its config changed of it and other runs did
+      not.
   """
 
   path: pathlib.Path
   report: schema.Report
+  method: str = ""
 
   @property
-  def method(self) -> str:
-    """The recipe, with whatever its config changed of it."""
+  def changes(self) -> dict[str, str]:
+    """Fields of the recipe, and of what it prunes, that the config set."""
     config = self.report["config"]
     recipe = dict(config.get("recipe") or {})
     recipe.pop("name", None)
     strategy = recipe.pop("strategy", None) or {}
-    changed = {k: v for k, v in {**recipe, **strategy}.items() if v is not None}
+    fields = {**recipe, **strategy}
+    changed = {k: str(v) for k, v in fields.items() if v is not None}
     if _get(config, "model.granularity") == "channel":
       changed["granularity"] = "channel"
     if _get(config, "prune.modes"):
       changed["modes"] = "+".join(_get(config, "prune.modes"))
-    listed = ", ".join(f"{key}={value}" for key, value in changed.items())
-    return self.report["recipe"] + (f" ({listed})" if listed else "")
+    return changed
 
   @property
   def key(self) -> tuple[str, float, int]:
@@ -102,7 +105,7 @@ def gather(
         models[run.model].append(run)
   compared = {}
   for model, members in models.items():
-    compared[model], mixed = _alike(members)
+    compared[model], mixed = _alike(_named(members))
     left_out += mixed
   return compared, left_out
 
@@ -202,6 +205,22 @@ def _missed(report: schema.Report) -> str:
     f"{report['recipe']} did not reach the ratio {report['ratio']:g}: {gone} "
     "of the MACs are gone"
   )
+
+
+def _named(members: Sequence[Run]) -> list[Run]:
+  """The runs with their methods; what all of them changed is not named."""
+  shared = set.intersection(*(set(run.changes.items()) for run in members))
+  named = []
+  for run in members:
+    listed = [
+      f"{key}={value}"
+      for key, value in run.changes.items()
+      if (key, value) not in shared
+    ]
+    method = run.report["recipe"]
+    method += f" ({', '.join(listed)})" if listed else ""
+    named.append(dataclasses.replace(run, method=method))
+  return named
 
 
 def _alike(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:

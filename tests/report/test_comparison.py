@@ -122,8 +122,9 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
   models, left_out = runs.gather([tmp_path])
   (members,) = models.values()
   assert [run.key for run in members] == [
-    ("comp (explore=0.0)", 0.5, 0),
-    ("comp (explore=0.0)", 0.7, 0),
+    # What all runs changed is not named.
+    ("comp", 0.5, 0),
+    ("comp", 0.7, 0),
   ]
   assert [run.reason.split(":")[0] for run in left_out] == [
     "failed",
@@ -156,6 +157,9 @@ def test_means_intervals_and_paired_differences(folder):
   low, high = uniform.difference_interval
   assert -0.0521 <= low < -0.051 < high <= -0.0499
   assert cells["comp", 0.5].interval is None
+  assert "nothing to differ from" not in " ".join(comparison.notes(result))
+  other, _ = comparison.compare(members, split="test", reference="random")
+  assert "No run of random" in " ".join(comparison.notes(other))
   wanda = cells["comp (score=wanda, explore=0.1)", 0.7]
   assert wanda.difference == pytest.approx(0.06)
   assert wanda.difference_interval is None

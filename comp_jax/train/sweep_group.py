@@ -12,7 +12,7 @@ from comp_jax import errors
 from comp_jax.data import sources
 from comp_jax.interop import atomic
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import preemption, prepare, setup, sweep
+from comp_jax.train import preemption, prepare, setup, sweep, sweep_loop
 from comp_jax.train import workdir as workdir_lib
 
 # Config keys that may differ between the points of one program.
@@ -87,7 +87,7 @@ def run(
         },
       )
 
-    found, traces = sweep.run(
+    found, traces = sweep_loop.run(
       group,
       job.dense.params,
       job.select,

@@ -15,6 +15,7 @@ from comp_jax.train import (
   search,
   sharding,
   sweep,
+  sweep_loop,
 )
 from tests.train import kit
 
@@ -88,7 +89,7 @@ class Watch(preemption.Watch):
 
 
 def run(folder, *, devices=1, watch=None, notes=None):
-  return sweep.run(
+  return sweep_loop.run(
     make(devices),
     families.initial_params(kit.spec(), 0),
     jax.device_get(kit.select()),

@@ -1,0 +1,230 @@
+"""The loop of a sweep: all members' searches, then their fine-tuning."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from comp_jax.train import checkpoints as checkpoints_lib
+from comp_jax.train import compiled, fit, preemption, search, sharding
+from comp_jax.train import state as state_lib
+from comp_jax.train import sweep as sweep_lib
+
+Batches = Callable[[int], Iterator[Mapping]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """What one member came to.
+
+  Attributes:
+    params: weights after the masked fine-tuning.
+    masks: hard masks.
+    thetas: token thresholds.
+    macs: after the freeze, as a fraction of dense.
+    history: one JSON-ready dict per stage.
+    probe: cold-start costs; empty where none were taken.
+    failed: what went wrong; empty for a sound member.
+  """
+
+  params: Mapping
+  masks: Mapping
+  thetas: Mapping
+  macs: float
+  history: list[dict[str, Any]]
+  probe: dict[str, float]
+  failed: str
+
+
+def run(
+  sweep: sweep_lib.Sweep,
+  params: Mapping,
+  select: Mapping,
+  search_batches: Callable[[int], Batches],
+  finetune_batches: Callable[[int], Batches],
+  *,
+  checkpoints: Callable[[str], checkpoints_lib.Checkpoints],
+  watch: preemption.Watch,
+  note: Callable[[str, Sequence[dict[str, Any]]], None],
+) -> tuple[list[Found], dict[str, int]]:
+  """Searches and fine-tunes every member.
+
+  Args:
+    sweep: the members.
+    params: dense weights.
+    select: validation examples [chunks, c, ...], on the host.
+    search_batches: seed -> start stage -> iterator over [steps, b, ...].
+    finetune_batches: seed -> start chunk -> iterator over [chunk, b, ...].
+    checkpoints: name of a phase -> its checkpoints.
+    watch: signals.
+    note: called after every stage and chunk with the phase and one dict of
+      numbers per member.
+
+  Returns:
+    What each member came to, and how often each program was compiled.
+
+  Raises:
+    fit.Interrupted: a signal; the state is saved.
+  """
+  mesh = sweep.mesh
+  whole = sharding.replicated(mesh)
+  split = NamedSharding(
+    mesh,
+    PartitionSpec(sharding.AXIS)
+    if len(sweep.members) % mesh.size == 0
+    else PartitionSpec(),
+  )
+  values = jax.device_put(sweep.values(), split)
+  select = jax.device_put(select, whole)
+  with checkpoints("search") as saved:
+    states, history, probe, traces = _search(
+      sweep, params, values, select, search_batches, saved, watch, note, split
+    )
+  settle = jax.jit(sweep.settle, out_shardings=split)
+  states = settle(values, states, select)
+  with checkpoints("finetune") as saved:
+    tuned, losses, finetune_traces = _finetune(
+      sweep, values, states, finetune_batches, saved, watch, note, split
+    )
+  masks, thetas, macs = jax.device_get(
+    (states.masks, states.thetas, states.macs)
+  )
+  row = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)  # noqa: E731
+  found = [
+    Found(
+      params=row(tuned, index),
+      masks=row(masks, index),
+      thetas=row(thetas, index),
+      macs=float(macs[index]),
+      history=history[index],
+      probe=probe[index],
+      failed=_failure(history[index], losses[index]),
+    )
+    for index in range(len(sweep.members))
+  ]
+  return found, {"stage_step": traces, "finetune_step": finetune_traces}
+
+
+def _search(
+  sweep, params, values, select, batches, saved, watch, note, split
+) -> tuple[state_lib.SearchState, list[list], list[dict], int]:
+  """The states after the last stage, each member's rows and probe costs."""
+  plan, members = sweep.plan, sweep.members
+  stages = [sweep.of(_member(sweep, i)) for i in range(len(members))]
+  initial = jax.jit(sweep.initial, out_shardings=split)
+  abstract = jax.eval_shape(initial, params, select)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), abstract
+  )
+  history, probe, first = [[] for _ in members], [{} for _ in members], 0
+  restored = saved.restore_latest(abstract)
+  if restored is None:
+    states = initial(params, select)
+  else:
+    first, states, meta = restored
+    history, probe = meta["history"], meta["probe"]
+  step = compiled.Compiled(
+    sweep.stages, out_shardings=(split, split), donate_argnums=1
+  )
+  sources = [batches(seed)(first) for seed in sweep.seeds]
+  for index in range(first, plan.total):
+    warming = index < plan.warmup_stages
+    live = [
+      warming or not search.finished(rows, 1.0 - member.ratio)
+      for rows, member in zip(history, members, strict=True)
+    ]
+    if not any(live):
+      break
+    if index == plan.warmup_stages and search.needs_probe(sweep.stage):
+      states = jax.jit(sweep.probe, out_shardings=split)(values, states, select)
+      costs = np.asarray(states.strategy.cost, np.float64)
+      modes = sweep.stage.prunable.modes
+      probe = [dict(zip(modes, row.tolist(), strict=True)) for row in costs]
+    began = time.monotonic()
+    states, records = step(
+      values,
+      states,
+      np.array(live),
+      _stacked(sources),
+      select,
+      jnp.asarray(not warming),
+    )
+    records = jax.device_get(records)
+    seconds = time.monotonic() - began
+    for i in np.flatnonzero(live):
+      record = jax.tree.map(lambda x, i=i: x[i], records)
+      history[i].append(
+        search.stage_row(index, record, stages[i], warming, seconds / sum(live))
+      )
+    note("search", [rows[-1] for rows in history])
+    stop = watch.requested()
+    if stop or (index + 1) % plan.save_every == 0:
+      saved.save(index + 1, states, {"history": history, "probe": probe})
+    if stop:
+      saved.wait()
+      raise fit.Interrupted("sweep")
+  saved.wait()
+  return states, history, probe, step.compilations
+
+
+def _finetune(
+  sweep, values, states, batches, saved, watch, note, split
+) -> tuple[Mapping, list[float], int]:
+  """The weights after the masked fine-tuning, and each member's last loss."""
+  schedule, members = sweep.finetune, sweep.members
+
+  # Its rate is no part of an optimiser's state.
+  optimizer = schedule.optimizer()
+  renewed = sweep.stage.objective.memory.renewed
+  start = jax.vmap(lambda p, old: (p, optimizer.init(p), renewed(old, p)))
+  tuned = jax.jit(start, out_shardings=split)(states.params, states.memory)
+  frozen = (states.masks, states.thetas)
+  losses, first = [0.0] * len(members), 0
+  restored = saved.restore_latest(fit.abstract(tuned))
+  if restored is not None:
+    first, tuned, meta = restored
+    losses = meta["losses"]
+  step = compiled.Compiled(
+    sweep.chunk, out_shardings=(split, split), donate_argnums=1
+  )
+  if first >= schedule.chunks:
+    return jax.device_get(tuned[0]), losses, 0
+  sources = [batches(seed)(first) for seed in sweep.seeds]
+  for index in range(first, schedule.chunks):
+    tuned, steps = step(values, tuned, frozen, _stacked(sources))
+    steps = np.asarray(steps, np.float64)
+    losses = steps.mean(axis=1).tolist()
+    note("finetune", [{"loss": loss} for loss in losses])
+    last = index + 1 == schedule.chunks
+    stop = watch.requested() and not last
+    if stop or last or (index + 1) % schedule.save_every == 0:
+      saved.save(index + 1, tuned, {"losses": losses})
+    if stop:
+      saved.wait()
+      raise fit.Interrupted("sweep")
+  saved.wait()
+  return jax.device_get(tuned[0]), losses, step.compilations
+
+
+def _member(sweep: sweep_lib.Sweep, index: int) -> dict[str, Any]:
+  """What tells one member apart, as numbers."""
+  return jax.tree.map(lambda x: x[index].item(), sweep.values())
+
+
+def _stacked(sources: Sequence[Iterator[Mapping]]) -> dict[str, np.ndarray]:
+  """The next batches of every data order, [orders, steps, b, ...]."""
+  parts = [next(source) for source in sources]
+  return {key: np.stack([part[key] for part in parts]) for key in parts[0]}
+
+
+def _failure(history: Sequence[Mapping], loss: float) -> str:
+  """What went wrong, or nothing."""
+  for row in history:
+    if not np.isfinite([row["loss"], row["metric"]]).all():
+      return f"the loss or the metric of stage {row['index']} is not finite"
+  return "" if np.isfinite(loss) else "the fine-tuning loss is not finite"

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test pretrained clean
+.PHONY: demo test test-slow pretrained clean
 
 # Installs, then prunes the tiny model by 0.7 on real images, on a CPU.
 demo: $(VENV)/.installed
@@ -14,6 +14,10 @@ test: $(VENV)/.tested
 	$(BIN)/ruff check comp_jax configs tests benchmarks *.py
 	$(BIN)/ruff format --check comp_jax configs tests benchmarks *.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What `make test` leaves out for its length.
+test-slow: $(VENV)/.tested
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 pretrained: $(VENV)/.pretrained
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from comp_jax.core import importance
@@ -24,7 +25,7 @@ class _TextTower(nn.Module):
 
   def _embedded(
     self, text_ids: Int[Array, "b n"], first: int | Int[Array, ""] = 0
-  ) -> tuple[Float[Array, "b n d"], Float[Array, "v d"]]:
+  ) -> tuple[Float[Array, "b n d"], Float[Array | np.ndarray, "v d"]]:
     """The normalised embeddings, and the word table.
 
     Args:

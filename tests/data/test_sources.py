@@ -170,8 +170,8 @@ def test_environment_names_the_folder(official, monkeypatch):
 
 
 def test_unknown_name():
-  with pytest.raises(errors.UserError, match="'coco'.*emoji, flickr8k"):
-    sources.open_source("coco")
+  with pytest.raises(errors.UserError, match="'imagenet'.*emoji, flickr30k"):
+    sources.open_source("imagenet")
 
 
 def built(cache_dir):

@@ -131,6 +131,7 @@ def weightless(stage: stage_lib.Stage, lengths: dict) -> state.SearchState:
     prunable,
     {},
     stage.optimizer,
+    {},
     stage.recipe.estimator,
     counts,
     jnp.zeros(()),

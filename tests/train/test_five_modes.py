@@ -203,9 +203,11 @@ def test_a_bad_line_and_a_missing_photo_are_named(data_dir, tmp_path):
       sources.open_source("flickr8k_itm", dir=str(folder))
 
 
+@pytest.mark.slow
 def test_a_sweep_of_it_goes_from_config_to_results(config, tmp_path):
   points = [{"ratio": 0.2, "seed": 0}, {"ratio": 0.4, "seed": 3}]
   config = ml_collections.ConfigDict(config)
+  config.recipe.name = "uniform"
   config.prune.max_stages = 2
   results = sweep_group.run(config, points, tmp_path)
   assert sweep_group.read(tmp_path) == results

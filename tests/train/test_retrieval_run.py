@@ -38,6 +38,7 @@ def config(data_dir, tmp_path_factory):
   return c
 
 
+@pytest.mark.slow
 def test_all_five_modes_prune_and_the_small_model_retrieves(config, tmp_path):
   report, _ = pruning.run(config, tmp_path)
   assert {row["mode"] for row in report["stages"]} >= {

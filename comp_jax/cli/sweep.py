@@ -193,19 +193,21 @@ def _run_all(
       while waiting or running:
         while waiting and len(running) < arguments.processes:
           group = waiting.pop(0)
-          running[group.name] = subprocess.Popen(
-            [*command, "--group", group.name],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-          )
+          # A file takes whatever a child says; a pipe that nobody reads
+          # while it runs would fill up and stop it.
+          with _log(workdir, group.name).open("w") as log:
+            running[group.name] = subprocess.Popen(
+              [*command, "--group", group.name],
+              stdout=subprocess.DEVNULL,
+              stderr=log,
+            )
         time.sleep(0.5)
         for name, child in list(running.items()):
           if child.poll() is not None:
             del running[name]
-            said = child.stderr.read().strip()
             if child.returncode:
-              failed[name] = said.splitlines()[-1:] or ["no message"]
+              said = _log(workdir, name).read_text().strip() or "no message"
+              failed[name] = said.splitlines()[-1].removeprefix("error: ")
         live.update(_table(groups, workdir, failed), refresh=True)
   finally:
     # Children save at SIGTERM, and go on with the next start.
@@ -217,10 +219,15 @@ def _run_all(
   if failed:
     name, said = next(iter(failed.items()))
     raise errors.UserError(
-      f"{len(failed)} of {len(groups)} groups failed; {name}: "
-      f"{said[0].removeprefix('error: ')}"
+      f"{len(failed)} of {len(groups)} groups failed; {name}: {said} "
+      f"(see {_log(workdir, name)})"
     )
   console.print(f"results: {workdir / 'results.jsonl'} ({len(results)} points)")
+
+
+def _log(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  """What the process of a group says."""
+  return workdir / f"{name}.log"
 
 
 def _gather(

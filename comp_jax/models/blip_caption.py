@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
@@ -101,19 +100,8 @@ def macs(
   return macs_lib.mean(vision) + macs_lib.mean(text)
 
 
-def example(spec: specs.CaptionSpec) -> dict[str, Array]:
-  """A batch of one, as the model takes it."""
-  size = spec.vision.image_size
-  return {
-    "image": jnp.zeros((1, size, size, 3), jnp.uint8),
-    "text_ids": jnp.zeros((1, 1), jnp.int32),
-    "text_mask": jnp.ones((1, 1), bool),
-  }
-
-
 FAMILY = towers.Family(
   model=Caption,
   macs=macs,
-  example=example,
   alone={"vision": ("look", ("image",))},
 )

@@ -117,19 +117,8 @@ def macs(
   )
 
 
-def example(spec: specs.NlvrSpec) -> dict[str, Array]:
-  """A batch of one, as the model takes it."""
-  size = spec.vision.image_size
-  return {
-    "image": jnp.zeros((1, IMAGES, size, size, 3), jnp.uint8),
-    "text_ids": jnp.zeros((1, 1), jnp.int32),
-    "text_mask": jnp.ones((1, 1), bool),
-  }
-
-
 FAMILY = towers.Family(
   model=Nlvr,
   macs=macs,
-  example=example,
   alone={"vision": ("look", ("image",))},
 )

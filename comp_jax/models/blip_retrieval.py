@@ -228,7 +228,6 @@ def legacy(spec: specs.RetrievalSpec, counts: Mapping) -> float:
 FAMILY = towers.Family(
   model=Retrieval,
   macs=macs,
-  example=blip.example,
   alone={"vision": ("look", ("image",))},
   legacy=legacy,
   twins=two_tower.TWINS,

@@ -179,12 +179,9 @@ def legacy(spec: specs.VqaSpec, counts: Mapping) -> float:
 
 
 def example(spec: specs.VqaSpec) -> dict[str, Array]:
-  """A batch of one, as the model takes it."""
-  size = spec.vision.image_size
+  """A batch of one image, one question and one answer."""
   return {
-    "image": jnp.zeros((1, size, size, 3), jnp.uint8),
-    "text_ids": jnp.zeros((1, 1), jnp.int32),
-    "text_mask": jnp.ones((1, 1), bool),
+    **towers.example(spec),
     "answer_ids": jnp.zeros((1, 1, 1), jnp.int32),
     "answer_mask": jnp.ones((1, 1, 1), bool),
   }

@@ -7,6 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import prunable as prunable_lib
@@ -23,6 +25,17 @@ _TOKEN_MODES = {"vision_tokens": "vision", "language_tokens": "text"}
 INPUTS = ("image", "text_ids", "text_mask")
 
 
+def example(spec: specs.ModelSpec) -> dict[str, Array]:
+  """A batch of one image (or of as many as an example has) and one text."""
+  size = spec.vision.image_size
+  images = (spec.images,) if spec.images > 1 else ()
+  return {
+    "image": jnp.zeros((1, *images, size, size, 3), jnp.uint8),
+    "text_ids": jnp.zeros((1, 1), jnp.int32),
+    "text_mask": jnp.ones((1, 1), bool),
+  }
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
   """What tells one kind of model from another.
@@ -31,9 +44,9 @@ class Family:
     model: spec -> module; (batch, masks, probes, policies, estimator) ->
       (output, {tower: aux}).
     macs: (spec, masks, counts) -> mean MACs of one example.
-    example: spec -> a batch of one.
     alone: tower -> (method, inputs) that run it without the others; a tower
       that is not named needs the whole model.
+    example: spec -> a batch of one.
     legacy: (spec, counts) -> MACs in the published papers' convention, where
       they have one.
     twins: parameters of which training keeps a momentum twin.
@@ -42,8 +55,8 @@ class Family:
 
   model: Callable[[Any], nn.Module]
   macs: Callable[[Any, Mapping | None, Mapping], Any]
-  example: Callable[[Any], Mapping]
   alone: Mapping[str, tuple[str, tuple[str, ...]]]
+  example: Callable[[Any], Mapping] = example
   legacy: Callable[[Any, Mapping], float] | None = None
   twins: tuple[str, ...] = ()
   inputs: tuple[str, ...] = INPUTS

@@ -210,20 +210,9 @@ def legacy(spec: specs.TwoTowerSpec, counts: Mapping) -> float:
   return 2 * macs(spec, None, counts) + queues
 
 
-def example(spec: specs.TwoTowerSpec) -> dict[str, Array]:
-  """A batch of one, as the model takes it."""
-  size = spec.vision.image_size
-  return {
-    "image": jnp.zeros((1, size, size, 3), jnp.uint8),
-    "text_ids": jnp.zeros((1, 1), jnp.int32),
-    "text_mask": jnp.ones((1, 1), bool),
-  }
-
-
 FAMILY = towers.Family(
   model=TwoTower,
   macs=macs,
-  example=example,
   alone={
     "vision": ("encode_image", ("image",)),
     "text": ("encode_text", ("text_ids", "text_mask")),

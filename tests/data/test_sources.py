@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from comp_jax import errors
 from comp_jax.data import emoji as emoji_module
-from comp_jax.data import records, sources
+from comp_jax.data import images, records, sources
 
 
 def all_of(source):
@@ -240,6 +241,33 @@ def test_damaged_cache_names_the_folder(official, own_cache):
   assert len(sources.open_source("flickr8k", dir=str(official))["dev"]) == 3
 
 
+class Counted(list):
+  """A source that counts how often it is asked."""
+
+  asked = 0
+
+  def __getitem__(self, index):
+    self.asked += 1
+    return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("photos", [10, 3, 0])
+def test_decoded_pictures_are_kept_up_to_the_budget(toy_source, photos):
+  source = Counted(toy_source)
+  # The photos are 20 x 16 pixels of three bytes.
+  decoded = sources.Decoded(source, budget=photos * 20 * 16 * 3)
+  for _ in range(2):
+    for index, example in enumerate(toy_source):
+      seen = decoded[index]
+      np.testing.assert_array_equal(
+        np.asarray(seen["image"]),
+        np.asarray(images.decode(example["image"])),
+      )
+      assert seen["captions"] == example["captions"]
+  assert source.asked == 10 + (10 - photos)
+  assert isinstance(toy_source[0]["image"], bytes)  # Not changed in place.
+
+
 def run(code, **env):
   return subprocess.run(
     [sys.executable, "-c", code],
@@ -253,7 +281,7 @@ def run(code, **env):
 def test_killed_build_leaves_nothing_in_the_way(official, own_cache):
   killed = run(f"""
 import os, signal
-from comp_jax.data import records, sources
+from comp_jax.data import images, records, sources
 calls = []
 def check(data, where):
   calls.append(where)

@@ -133,6 +133,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.ridge_examples = 0
   # Folder of a model to go on from instead.
   c.train.start = ""
+  # Folder of a model that has the same towers, to begin those with.
+  c.train.towers = ""
 
   c.evaluate = ml_collections.ConfigDict()
   c.evaluate.batch_size = 128

@@ -16,7 +16,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from comp_jax import errors
-from comp_jax.interop import layouts
+from comp_jax.interop import layouts, store
 from comp_jax.interop import tensors as tensors_lib
 from comp_jax.models import families, presets, specs
 
@@ -167,6 +167,31 @@ def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
   tensors_lib.check_tree(
     params, families.param_shapes(spec), "the pretrained pair"
   )
+  return params
+
+
+def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
+  """The parameters of a model whose towers begin as those of another one.
+
+  Args:
+    spec: the dense model.
+    source: a model with the same towers; what it lacks (cross-attention, heads,
+      positions of longer texts) is random.
+    seed: seed of that.
+
+  Raises:
+    UserError: names each array of a tower that does not fit.
+  """
+  shapes = families.param_shapes(spec)
+  params = tensors_lib.flatten(families.initial_params(spec, seed))
+  for key, known in tensors_lib.flatten(source.params).items():
+    if key not in params or key.split("/")[0] not in spec.towers:
+      continue
+    if key == "text/position_embedding":
+      known = np.concatenate([known, params[key][len(known) :]])
+    params[key] = known
+  params = jax.tree.map(np.asarray, tensors_lib.unflatten(params))
+  tensors_lib.check_tree(params, shapes, "config.train.towers")
   return params
 
 

@@ -77,7 +77,7 @@ def tiny_nlvr(
   sep_id: int = 3,
   **options: Any,
 ) -> specs.NlvrSpec:
-  """The tiny towers as a BLIP for pairs of 64-pixel images, from scratch.
+  """The tiny towers as a BLIP for pairs of 64-pixel images.
 
   Args:
     vocab_size: rows of the word table.
@@ -95,14 +95,14 @@ def tiny_nlvr(
   )
   encoder = specs.encoder(
     width=96,
-    depth=4,
+    depth=3,
     heads=6,
     mlp=384,
     norm_first=False,
     norm_eps=1e-12,
     source_width=96,
     crosses=2,
-    merge_from=2,
+    merge_from=1,
     **options,
   )
   return specs.NlvrSpec(

@@ -8,6 +8,7 @@ import ml_collections
 from comp_jax import errors
 from comp_jax.data import tokenizers
 from comp_jax.interop import atomic, pretrained, store
+from comp_jax.interop import load as load_lib
 from comp_jax.models import families, presets, specs
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import fit, metrics, preemption, ridge, setup
@@ -103,14 +104,26 @@ def _start(config):
       "config.model.preset is empty: name a model to train, or set "
       "config.train.start to the folder of one"
     )
-  own = tokenizers.minilm() if config.model.pretrained else None
-  data = setup.open_data(config, own)
+  if config.train.towers and config.model.pretrained:
+    raise errors.UserError(
+      "config.train.towers and config.model.pretrained both say what the "
+      "towers begin with: set one of them"
+    )
+  towers = load_lib.load(config.train.towers) if config.train.towers else None
+  tokenizer = None
+  if towers:
+    tokenizer = tokenizers.load(towers.tokenizer_json)
+  elif config.model.pretrained:
+    tokenizer = tokenizers.minilm()
+  data = setup.open_data(config, tokenizer)
   spec = setup.new_spec(config, data.tokenizer)
   setup.check_task(data, spec, config.data.name)
-  return data, spec, _initial(config, spec, data)
+  return data, spec, _initial(config, spec, data, towers)
 
 
-def _initial(config, spec, data):
+def _initial(config, spec, data, towers):
+  if towers:
+    return pretrained.begun_with(spec, towers, config.seed)
   if config.model.pretrained:
     params = pretrained.initial_params(spec, config.seed)
     if config.train.ridge_examples:

@@ -10,7 +10,7 @@ import pytest
 
 from comp_jax import errors
 from comp_jax.data import tokenizers
-from comp_jax.interop import pretrained, tensors
+from comp_jax.interop import pretrained, store, tensors
 from comp_jax.models import bert, families, presets, specs, vit
 
 FAST = {"xla_backend_optimization_level": 0}
@@ -223,3 +223,42 @@ def test_token_type_zero_is_folded_into_the_positions():
     + arrays["embeddings.token_type_embeddings.weight"][0],
   )
   assert "pooler" not in tensors.flatten(params)
+
+
+def _tiny(name, **options):
+  spec = presets.spec(name, vocab_size=40, **options)
+  params = jax.tree.map(np.asarray, families.initial_params(spec, seed=7))
+  return store.Loaded(
+    spec=spec, params=params, policies={}, tokenizer_json="{}", recipe={}
+  )
+
+
+def test_towers_go_on_where_another_model_ended():
+  source = _tiny("tiny", max_length=24)
+  nlvr = presets.spec("tiny_nlvr", vocab_size=40, max_length=32)
+  begun = pretrained.begun_with(nlvr, source, seed=0)
+  fresh = families.initial_params(nlvr, seed=0)
+  jax.tree.map(
+    np.testing.assert_array_equal, begun["vision"], source.params["vision"]
+  )
+  flat, known, new = map(tensors.flatten, (begun, source.params, fresh))
+  positions = flat["text/position_embedding"]
+  np.testing.assert_array_equal(
+    positions[:24], known["text/position_embedding"]
+  )
+  np.testing.assert_array_equal(
+    positions[24:], new["text/position_embedding"][24:]
+  )
+  own = [k for k in flat if k not in known]
+  assert own and all(
+    "cross" in k or "merge" in k or k.startswith("head") for k in own
+  )
+  for key in own:
+    np.testing.assert_array_equal(flat[key], new[key])
+
+
+def test_towers_of_other_sizes_are_named():
+  source = _tiny("tiny", image_size=32)
+  nlvr = presets.spec("tiny_nlvr", vocab_size=40)
+  with pytest.raises(errors.UserError, match="vision/position_embedding.*17"):
+    pretrained.begun_with(nlvr, source, seed=0)

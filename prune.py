@@ -1,4 +1,4 @@
-"""Prunes a dense two-tower model, compacts it, fine-tunes it and reports.
+"""Prunes a dense vision-language model, compacts it, fine-tunes it and reports.
 
 python prune.py --config=configs/emoji_tiny.py --workdir=runs/demo
 """

@@ -1,6 +1,7 @@
 """Wall time of the compact model against the dense one, beside their MACs.
 
   python benchmarks/forward.py --compact=runs/demo/model
+  python benchmarks/forward.py --dense=DIR --compact=DIR --batch=1
 
 Both run in this process, in turn, on the same random batch; the ratio of the
 medians is what to quote.
@@ -19,13 +20,13 @@ from comp_jax.models import families
 
 DENSE = flags.DEFINE_string("dense", "assets/emoji_tiny", "Dense model.")
 COMPACT = flags.DEFINE_string("compact", "runs/demo/model", "Compact model.")
-BATCH = flags.DEFINE_integer("batch", 32, "Images and texts per forward.")
+BATCH = flags.DEFINE_integer("batch", 32, "Examples per forward.")
 TEXT = flags.DEFINE_integer("text_length", 20, "Valid tokens of each text.")
 ROUNDS = flags.DEFINE_integer("rounds", 30, "Timed forwards of each model.")
 
 
 def macs(model) -> float:
-  """MACs of one image and one text of TEXT tokens."""
+  """MACs of one example, its text of TEXT tokens."""
   counts = {}
   for tower, tokens in (
     ("vision", model.spec.vision.tokens),
@@ -46,8 +47,9 @@ def main(_):
     "compact": comp_jax.load(COMPACT.value),
   }
   rng = np.random.default_rng(0)
-  size = models["dense"].spec.vision.image_size
-  images = rng.integers(0, 255, (BATCH.value, size, size, 3), np.uint8)
+  example = families.example(models["dense"].spec)["image"]
+  shape = (BATCH.value, *example.shape[1:])
+  images = rng.integers(0, 255, shape, np.uint8)
   ids = rng.integers(5, 1000, (BATCH.value, TEXT.value), np.int32)
   ids[:, 0], ids[:, -1] = 2, models["dense"].spec.text.sep_id
   mask = np.ones(ids.shape, bool)
@@ -63,7 +65,7 @@ def main(_):
   cost_of = {name: macs(model) for name, model in models.items()}
   for name in models:
     print(
-      f"{name:8} {cost_of[name] / 1e6:8.2f} M MACs per pair  "
+      f"{name:8} {cost_of[name] / 1e6:8.2f} M MACs per example  "
       f"{median[name] * 1e3:8.2f} ms per batch of {BATCH.value} "
       f"(min {min(seconds[name]) * 1e3:.2f}, "
       f"max {max(seconds[name]) * 1e3:.2f})"

@@ -5,16 +5,15 @@ Read are his own files and the lists that BLIP's authors made of them (spec
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comp_jax import errors
+from comp_jax.data import records
 
 # His split -> ours: BLIP's train list has the photos that COCO left over.
 _SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-_LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ def read(source: pathlib.Path, layout: Layout) -> dict[str, list[Photo]]:
   """
   found: dict[str, dict[str, list[str]]] = {}
   for split, path in layout.files(source).items():
-    for number, entry in enumerate(_entries(path), 1):
+    for number, entry in enumerate(records.read_entries(path, "images"), 1):
       try:
         part, image, captions = _row(entry, split)
       except (KeyError, TypeError, ValueError) as error:
@@ -98,20 +97,12 @@ def read(source: pathlib.Path, layout: Layout) -> dict[str, list[Photo]]:
       # BLIP's train list has one entry per caption.
       found.setdefault(part, {}).setdefault(image, []).extend(captions)
   images = [image for photos in found.values() for image in photos]
-  root = next(
-    (r for r in layout.roots if (source / r / images[0]).is_file()), "."
-  )
-  missing = [i for i in images if not (source / root / i).is_file()]
-  if missing:
-    raise errors.UserError(
-      f"{source}: {len(missing)} photos that the annotations name are missing,"
-      f" first {', '.join(missing[:_LISTED])}."
-    )
+  folder = records.photo_folder(source, layout.roots, images)
   return {
     split: [
       Photo(
         name=pathlib.PurePosixPath(image).name,
-        path=source / root / image,
+        path=folder / image,
         captions=tuple(captions),
       )
       for image, captions in photos.items()
@@ -135,18 +126,3 @@ def _row(entry: Mapping[str, Any], split: str) -> tuple[str, str, list[str]]:
   if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
     raise ValueError("an image and at least one caption are needed")
   return split, image, captions
-
-
-def _entries(path: pathlib.Path) -> list:
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise errors.UserError(
-      f"{path}: not readable as JSON ({error})."
-    ) from error
-  entries = content.get("images") if isinstance(content, dict) else content
-  if not isinstance(entries, list) or not entries:
-    raise errors.UserError(
-      f"{path}: neither a list of photos nor an object with one in `images`."
-    )
-  return entries

@@ -1,4 +1,4 @@
-"""COCO and Flickr30K for retrieval: photos with their captions."""
+"""COCO and Flickr30K: photos with their captions."""
 
 import pathlib
 import re
@@ -25,6 +25,8 @@ class _PhotoCaptions(records.Builder, skip_registration=True):
   """
 
   LAYOUT: ClassVar[karpathy.Layout]
+  # Whether photos bring all of their captions as people wrote them too.
+  REFERENCES: ClassVar[bool] = False
 
   @classmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
@@ -35,10 +37,11 @@ class _PhotoCaptions(records.Builder, skip_registration=True):
     return records.fingerprint(list(files.values()), str(source.resolve()))
 
   def _info(self) -> tfds.core.DatasetInfo:
+    more = {"references": records.texts()} if self.REFERENCES else {}
     return tfds.core.DatasetInfo(
       builder=self,
       description="Photos with captions, in Karpathy's splits.",
-      features=records.features("jpeg"),
+      features=records.features("jpeg", **more),
       homepage="https://cs.stanford.edu/people/karpathy/deepimagesent/",
     )
 
@@ -90,6 +93,7 @@ class _PhotoCaptions(records.Builder, skip_registration=True):
   ) -> Iterator[tuple[str, dict]]:
     for photo in photos:
       image = records.checked_image(photo.path.read_bytes(), str(photo.path))
+      more = {"references": photo.captions} if self.REFERENCES else {}
       yield (
         photo.name,
         {
@@ -97,6 +101,7 @@ class _PhotoCaptions(records.Builder, skip_registration=True):
           "captions": [cleaned(text) for text in photo.captions[:limit]],
           "concept": concepts[photo.name],
           "id": photo.name,
+          **more,
         },
       )
 
@@ -106,6 +111,12 @@ class Coco(_PhotoCaptions):
 
   LAYOUT = karpathy.COCO
   NEEDS = f"COCO: {karpathy.COCO.needs}"
+
+
+class CocoCaption(Coco):
+  """COCO for captioning: what is written is held against all captions."""
+
+  REFERENCES = True
 
 
 class Flickr30k(_PhotoCaptions):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from comp_jax import errors
+
+_LISTED = 5
 
 
 def hold_out(ids: Iterable[str], count: int) -> set[str]:
@@ -59,6 +62,45 @@ def read_parquet(path: pathlib.Path, columns: Sequence[str]) -> list[dict]:
   return rows
 
 
+def read_entries(path: pathlib.Path, key: str) -> list:
+  """The entries of a JSON file: a list, or an object with one in `key`."""
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f"{path}: not readable as JSON ({error})."
+    ) from error
+  entries = content.get(key) if isinstance(content, dict) else content
+  if not isinstance(entries, list) or not entries:
+    raise errors.UserError(
+      f"{path}: neither a list of entries nor an object with one in `{key}`."
+    )
+  return entries
+
+
+def photo_folder(
+  source: pathlib.Path, roots: Sequence[str], photos: Sequence[str]
+) -> pathlib.Path:
+  """The folder that has all photos: the first of `roots` with the first one.
+
+  Args:
+    source: the data set's folder.
+    roots: folders below it.
+    photos: paths below one of them.
+
+  Raises:
+    UserError: photos that are missing.
+  """
+  root = next((r for r in roots if (source / r / photos[0]).is_file()), ".")
+  missing = [photo for photo in photos if not (source / root / photo).is_file()]
+  if missing:
+    raise errors.UserError(
+      f"{source}: {len(missing)} photos that the annotations name are missing,"
+      f" first {', '.join(missing[:_LISTED])}."
+    )
+  return source / root
+
+
 def checked_image(data: bytes, where: str) -> bytes:
   """`data` unchanged, after decoding it once; UserError if that fails.
 
@@ -80,8 +122,16 @@ def _first_line(e: Exception) -> str:
   return lines[0][:120] if lines else type(e).__name__
 
 
+def texts() -> tfds.features.Sequence:
+  """The feature of any number of texts."""
+  return tfds.features.Sequence(tfds.features.Text())
+
+
 def features(
-  encoding: str | None, labelled: bool = False, images: int = 1
+  encoding: str | None,
+  labelled: bool = False,
+  images: int = 1,
+  **more: tfds.features.FeatureConnector,
 ) -> tfds.features.FeaturesDict:
   """The features of every data set here: pictures and their captions.
 
@@ -90,6 +140,7 @@ def features(
       encoded bytes are stored as they are either way.
     labelled: whether each example has a `label` to predict.
     images: 1, or 2 for a pair.
+    **more: what the data set has beside them.
   """
   label = {"label": tfds.features.Scalar(dtype=np.int32)} if labelled else {}
   names = ("image", "image2")[:images]
@@ -102,10 +153,11 @@ def features(
         )
         for name in names
       },
-      "captions": tfds.features.Sequence(tfds.features.Text()),
+      "captions": texts(),
       # Equal numbers belong together: the positives of a contrastive loss.
       "concept": tfds.features.Scalar(dtype=np.int32),
       "id": tfds.features.Text(),
+      **more,
     }
   )
 

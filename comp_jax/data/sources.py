@@ -26,15 +26,18 @@ from comp_jax.data import (
   nlvr2,
   photo_captions,
   records,
+  vqa2,
 )
 
 BUILDERS: dict[str, type[records.Builder]] = {
   "coco": photo_captions.Coco,
+  "coco_caption": photo_captions.CocoCaption,
   "emoji": emoji.Emoji,
   "flickr30k": photo_captions.Flickr30k,
   "flickr8k": flickr8k.Flickr8k,
   "flickr8k_itm": flickr8k_itm.Flickr8kItm,
   "nlvr2": nlvr2.Nlvr2,
+  "vqa2": vqa2.Vqa2,
 }
 _ASSETS = pathlib.Path(__file__).parents[2] / "assets"
 
@@ -49,6 +52,26 @@ class Example(typing.TypedDict):
   label: typing.NotRequired[int]  # What is to be predicted.
   # The second picture of a pair.
   image2: typing.NotRequired[bytes | Image.Image]
+  # All captions of the picture, as they were written.
+  references: typing.NotRequired[list[str]]
+  # To the question that is the caption, one by each annotator, and what each
+  # of them weighs in the loss.
+  answers: typing.NotRequired[list[str]]
+  weight: typing.NotRequired[float]
+
+
+def _texts(values) -> list[str]:
+  return [value.decode() for value in values]
+
+
+# What only some data sets have, and how it is read from a record.
+_OPTIONAL = {
+  "label": int,
+  "image2": bytes,
+  "references": _texts,
+  "answers": _texts,
+  "weight": float,
+}
 
 
 @typing.runtime_checkable
@@ -75,13 +98,15 @@ class PreparedSource:
     if not 0 <= index < len(self):
       raise IndexError(index)
     record = self._data_source[int(index)]
-    more = {"label": int(record["label"])} if "label" in record else {}
-    if "image2" in record:
-      more["image2"] = record["image2"]
+    more = {
+      name: read(record[name])
+      for name, read in _OPTIONAL.items()
+      if name in record
+    }
     return {
       **more,
       "image": record["image"],
-      "captions": [text.decode() for text in record["captions"]],
+      "captions": _texts(record["captions"]),
       "concept": int(record["concept"]),
       "id": record["id"].decode(),
     }
@@ -132,8 +157,9 @@ def open_source(
     Split name -> source. `emoji` has train, select, test; `flickr8k` has
     train, select, dev, and test if the official list of it is there;
     `flickr8k_itm` has train, select, val; `nlvr2` has train, select, dev, and
-    test if its file is there; `coco` and `flickr30k` have train, select, val,
-    and test if their files have it.
+    test if its file is there; `coco`, `coco_caption` and `flickr30k` have
+    train, select, val, and test if their files have it; `vqa2` has train,
+    select, val.
   """
   if name not in BUILDERS:
     raise errors.UserError(

@@ -15,6 +15,7 @@ PHOTOS = {
   "test": ["e0.jpg", "e1.jpg"],
 }
 NAMES = {"coco": ("dataset_coco.json", "coco_karpathy_{}.json")}
+NAMES["coco_caption"] = NAMES["coco"]
 NAMES["flickr30k"] = ("dataset_flickr30k.json", "flickr30k_{}.json")
 
 
@@ -46,7 +47,7 @@ def _whole(folder, data):
     for name in names:
       entry = {"filename": name, "split": split}
       entry["sentences"] = [{"raw": text} for text in _captions(name)]
-      if data == "coco":
+      if data != "flickr30k":
         entry["filepath"] = _place(data, split)
       images.append(entry)
   text = json.dumps({"images": images, "dataset": data})
@@ -73,7 +74,7 @@ def _open(folder, data):
   return sources.open_source(data, dir=str(folder))
 
 
-@pytest.mark.parametrize("data", ["coco", "flickr30k"])
+@pytest.mark.parametrize("data", list(NAMES))
 def test_both_layouts_give_the_same_examples(tmp_path, data):
   found = []
   for write in (_whole, _lists):
@@ -102,6 +103,9 @@ def test_both_layouts_give_the_same_examples(tmp_path, data):
   val = found[0]["val"]["v0.jpg"]
   assert val["captions"] == [f"caption {i} of v0" for i in range(5)]
   assert val["image"] == conftest.jpeg(13)
+  # Captioning alone is judged by all of them, as they were written.
+  expected = _captions("v0.jpg") if data == "coco_caption" else None
+  assert val.get("references") == expected
 
 
 def test_captions_are_cleaned_as_blips_authors_do():

@@ -1,0 +1,211 @@
+"""VQAv2: questions about photos of COCO, each answered by ten people.
+
+Read are the official files and the lists that BLIP's authors made of them,
+with theirs of Visual Genome for training (spec `upop.md` 3.6 and part 5).
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from comp_jax import errors
+from comp_jax.data import records
+
+SELECT_PHOTOS = 1000
+_SPLITS = ("train", "val")
+_QUESTIONS = "v2_OpenEnded_mscoco_{}2014_questions.json"
+_ANNOTATIONS = "v2_mscoco_{}2014_annotations.json"
+_LIST = "vqa_{}.json"
+_GENOME = "vg_qa.json"
+_ROOTS = (".", "images")
+_GENOME_ROOTS = (".", "images", "visual_genome")
+# What the one answer to a question of Visual Genome weighs.
+_GENOME_WEIGHT = 0.2
+_WORDS = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Question:
+  """A question about a photo, and the answers of its annotators."""
+
+  id: str
+  photo: str
+  text: str
+  answers: tuple[str, ...]
+  weight: float
+
+
+class Vqa2(records.Builder):
+  """Splits `train`, `select` and `val`; an example is one question.
+
+  `select` has the questions about the SELECT_PHOTOS train photos with the
+  smallest SHA-256 of their paths, taken out of `train`. Visual Genome, where
+  its list is there, is trained on whole, though it has photos of COCO too. A
+  photo is stored with each of its questions (about 110 GB without Visual
+  Genome).
+  """
+
+  NEEDS = (
+    f"VQAv2's {_QUESTIONS.format('train')}, {_ANNOTATIONS.format('train')} and"
+    f" both of val2014; or {_LIST.format('train')} and {_LIST.format('val')};"
+    f" {_GENOME} too; and the photos as train2014/ and val2014/ below it or"
+    " images/ (Visual Genome's below it, images/ or visual_genome/)"
+  )
+
+  @classmethod
+  def source_fingerprint(cls, source: pathlib.Path) -> str | None:
+    files = _files(source)
+    if not set(_SPLITS) <= files.keys():
+      return None
+    paths = [path for group in files.values() for path in group]
+    # The folder stands for a hundred thousand photos.
+    return records.fingerprint(paths, str(source.resolve()))
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description="Questions about photos, with the answers of annotators.",
+      features=records.features(
+        "jpeg",
+        answers=records.texts(),
+        weight=tfds.features.Scalar(dtype=np.float32),
+      ),
+      homepage="https://visualqa.org/",
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    files = _files(self._source)
+    splits = {name: _read(paths, name) for name, paths in files.items()}
+    roots = {
+      name: records.photo_folder(
+        self._source,
+        _GENOME_ROOTS if name == "genome" else _ROOTS,
+        list(dict.fromkeys(question.photo for question in questions)),
+      )
+      for name, questions in splits.items()
+    }
+    every = [q for questions in splits.values() for q in questions]
+    if len({question.id for question in every}) != len(every):
+      raise errors.UserError(
+        f"{self._source}: two questions have the same question_id."
+      )
+    photos = sorted({question.photo for question in every})
+    concepts = {photo: index for index, photo in enumerate(photos)}
+    train, genome = splits["train"], splits.get("genome", [])
+    held_out = records.hold_out((q.photo for q in train), SELECT_PHOTOS)
+    rooted = {
+      "train": [
+        *((roots["train"], q) for q in train if q.photo not in held_out),
+        *((roots["genome"], q) for q in genome),
+      ],
+      "select": [(roots["train"], q) for q in train if q.photo in held_out],
+      "val": [(roots["val"], q) for q in splits["val"]],
+    }
+    return {
+      name: self._generate_examples(questions, concepts)
+      for name, questions in rooted.items()
+    }
+
+  def _generate_examples(
+    self,
+    questions: Sequence[tuple[pathlib.Path, _Question]],
+    concepts: Mapping[str, int],
+  ) -> Iterator[tuple[str, dict]]:
+    for root, question in questions:
+      path = root / question.photo
+      yield (
+        question.id,
+        {
+          "image": records.checked_image(path.read_bytes(), str(path)),
+          "captions": [cleaned(question.text)],
+          "concept": concepts[question.photo],
+          "id": question.id,
+          "answers": question.answers,
+          "weight": question.weight,
+        },
+      )
+
+
+def cleaned(question: str) -> str:
+  """The question as BLIP reads it: lower case, some marks out, 50 words."""
+  words = re.sub(r'[.!"()*#:;~]', "", question.lower()).split()
+  return " ".join(words[:_WORDS])
+
+
+def _files(source: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
+  """The files of each split that is there: a list, or the official two."""
+  wanted = {
+    split: [(_QUESTIONS.format(split), _ANNOTATIONS.format(split))]
+    + [(_LIST.format(split),)]
+    for split in _SPLITS
+  }
+  wanted["genome"] = [(_GENOME,)]
+  found = {}
+  for split, choices in wanted.items():
+    for names in choices:
+      paths = tuple(source / name for name in names)
+      if all(path.is_file() for path in paths):
+        found[split] = paths
+        break
+  return found
+
+
+def _read(paths: Sequence[pathlib.Path], split: str) -> list[_Question]:
+  """The questions of a split, in the order of its file."""
+  answers = {}
+  if len(paths) == 2:
+    answers = dict(_parsed(paths[1], "annotations", _annotation))
+  return _parsed(
+    paths[0], "questions", lambda entry: _question(entry, split, answers)
+  )
+
+
+def _parsed(
+  path: pathlib.Path, key: str, parse: Callable[[Mapping[str, Any]], Any]
+) -> list:
+  """The entries of a file, each parsed; UserError that names a wrong one."""
+  found = []
+  for number, entry in enumerate(records.read_entries(path, key), 1):
+    try:
+      found.append(parse(entry))
+    except (KeyError, TypeError, ValueError) as error:
+      raise errors.UserError(
+        f"{path}: entry {number} is not one of VQAv2's {key} ({error!r})."
+      ) from error
+  return found
+
+
+def _annotation(entry: Mapping[str, Any]) -> tuple[int, list[str]]:
+  """The question's number and what the annotators answered."""
+  return entry["question_id"], [each["answer"] for each in entry["answers"]]
+
+
+def _question(
+  entry: Mapping[str, Any], split: str, annotated: Mapping[int, list[str]]
+) -> _Question:
+  """The question of an entry, its answers here or in the other file."""
+  number = entry["question_id"]
+  if annotated:
+    answers = annotated[number]
+    folder = f"{split}2014"
+    photo = f"{folder}/COCO_{folder}_{int(entry['image_id']):012d}.jpg"
+  else:
+    answers, photo = entry["answer"], entry["image"]
+    answers = [answers] if isinstance(answers, str) else list(answers)
+  texts = [photo, entry["question"], *answers]
+  if len(texts) < 3 or not all(isinstance(text, str) for text in texts):
+    raise ValueError("an image, a question and its answers are needed")
+  genome = split == "genome"
+  return _Question(
+    id=f"vg-{number}" if genome else str(number),
+    photo=photo,
+    text=entry["question"],
+    answers=tuple(answers),
+    weight=_GENOME_WEIGHT if genome else 1 / len(answers),
+  )

@@ -1,0 +1,147 @@
+"""VQAv2's files and BLIP's lists of them, in miniature."""
+
+import json
+
+import pytest
+
+from comp_jax import errors
+from comp_jax.data import sources, vqa2
+from tests.data import conftest
+
+PHOTOS = {"train": range(1, 13), "val": range(20, 23)}
+PER_PHOTO = 2
+
+
+def _questions(split):
+  """Number, photo's number, question, answers: ten, of two kinds."""
+  return [
+    (10 * photo + i, photo, f"Is {i} right?", ["yes"] * 7 + ["no"] * 3)
+    for photo in PHOTOS[split]
+    for i in range(PER_PHOTO)
+  ]
+
+
+def _place(split, photo):
+  return f"{split}2014/COCO_{split}2014_{photo:012d}.jpg"
+
+
+def _photos(folder):
+  for split, photos in PHOTOS.items():
+    for photo in photos:
+      path = folder / _place(split, photo)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(conftest.jpeg(photo))
+
+
+def _official(folder):
+  for split in PHOTOS:
+    questions, annotations = [], []
+    for number, photo, text, answers in _questions(split):
+      ids = {"question_id": number, "image_id": photo}
+      questions.append({**ids, "question": text})
+      annotations.append({**ids, "answers": [{"answer": a} for a in answers]})
+    name = f"v2_OpenEnded_mscoco_{split}2014_questions.json"
+    (folder / name).write_text(json.dumps({"questions": questions}))
+    # In another order than the questions.
+    text = json.dumps({"annotations": annotations[::-1]})
+    (folder / f"v2_mscoco_{split}2014_annotations.json").write_text(text)
+
+
+def _lists(folder):
+  for split in PHOTOS:
+    rows = [
+      {
+        "question_id": number,
+        "image": _place(split, photo),
+        "question": text,
+        "answer": answers,
+        "dataset": "vqa",
+      }
+      for number, photo, text, answers in _questions(split)
+    ]
+    (folder / f"vqa_{split}.json").write_text(json.dumps(rows))
+
+
+def _genome(folder):
+  path = folder / "visual_genome" / "VG_100K" / "7.jpg"
+  path.parent.mkdir(parents=True)
+  path.write_bytes(conftest.jpeg(7))
+  row = {"question_id": 10, "image": "VG_100K/7.jpg", "dataset": "vg"}
+  row |= {"question": "What is it?", "answer": "a cat"}
+  (folder / "vg_qa.json").write_text(json.dumps([row]))
+
+
+def _open(folder):
+  return sources.open_source("vqa2", dir=str(folder))
+
+
+def _examples(source):
+  every = (source[i] for i in range(len(source)))
+  return {example["id"]: example for example in every}
+
+
+def test_both_layouts_give_the_same_examples(tmp_path):
+  found = []
+  for write in (_official, _lists):
+    folder = tmp_path / write.__name__
+    _photos(folder)
+    write(folder)
+    splits = _open(folder)
+    found.append({name: _examples(split) for name, split in splits.items()})
+  assert found[0] == found[1]
+  sizes = {name: len(split) for name, split in found[0].items()}
+  assert sizes == {"train": 20, "select": 4, "val": 6}
+  # All questions about a photo stay together.
+  concepts = {
+    name: {example["concept"] for example in split.values()}
+    for name, split in found[0].items()
+  }
+  assert not concepts["train"] & concepts["select"]
+  assert len(concepts["select"]) == 2
+  one = found[0]["val"]["211"]
+  assert one["captions"] == ["is 1 right?"]
+  assert one["answers"] == ["yes"] * 7 + ["no"] * 3
+  assert one["weight"] == pytest.approx(0.1)
+  assert one["image"] == conftest.jpeg(21)
+
+
+def test_visual_genome_is_trained_on_alone(tmp_path):
+  _photos(tmp_path)
+  _official(tmp_path)
+  _genome(tmp_path)
+  splits = {name: _examples(split) for name, split in _open(tmp_path).items()}
+  assert [name for name, s in splits.items() if "vg-10" in s] == ["train"]
+  one = splits["train"]["vg-10"]
+  assert one["answers"] == ["a cat"]
+  assert one["weight"] == pytest.approx(0.2)
+
+
+def test_questions_are_cleaned_as_blips_authors_do():
+  """Spec `upop.md` 3.1."""
+  assert vqa2.cleaned('Is it "A.M."? ') == "is it am?"
+  assert vqa2.cleaned("word " * 60) == " ".join(["word"] * 50)
+
+
+def test_what_is_wrong_is_named(tmp_path):
+  with pytest.raises(errors.UserError, match="annotations.json and both"):
+    _open(tmp_path)
+  _photos(tmp_path)
+  _lists(tmp_path)
+  path = tmp_path / "vqa_train.json"
+  good = path.read_text()
+  photo = tmp_path / _place("val", 21)
+  photo.rename(tmp_path / "elsewhere.jpg")
+  with pytest.raises(errors.UserError, match="1 photos .* first val2014/COCO"):
+    _open(tmp_path)
+  (tmp_path / "elsewhere.jpg").rename(photo)
+  for change, message in (
+    (lambda rows: rows[1].pop("image"), "entry 2 is not one of VQAv2's ques"),
+    (lambda rows: rows[2].update(answer=[]), "entry 3 .* answers are needed"),
+    (lambda rows: rows.append(rows[0]), "the same question_id"),
+    (lambda rows: rows.clear(), "neither a list"),
+  ):
+    rows = json.loads(good)
+    change(rows)
+    path.write_text(json.dumps(rows))
+    with pytest.raises(errors.UserError, match=message):
+      _open(tmp_path)

@@ -37,6 +37,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.task.ramp = 0
   # Candidates of a query that BLIP's matching head judges; 0 for none.
   c.task.rerank = 128
+  # Different answers to a question that are trained on, and their tokens.
+  c.task.answers = 10
+  c.task.answer_length = 10
 
   c.model = ml_collections.ConfigDict()
   # Empty prunes whatever model the checkpoint holds.

@@ -15,10 +15,12 @@ import grain
 import numpy as np
 
 from comp_jax import errors
-from comp_jax.data import images, sources, tokenizers
+from comp_jax.data import images, sources, texts, tokenizers
 
 Batch = dict[str, np.ndarray]
 AugmentSpec = images.AugmentSpec
+# Captions as they are, and nothing else.
+_CAPTIONS = texts.Layout()
 # Whole batches read ahead, at most; a batch of 64 at 112 pixels is 2.4 MB.
 _MAX_AHEAD = 64
 
@@ -32,6 +34,7 @@ def train_batches(
   text_length: int,
   seed: int,
   augment: AugmentSpec | None = None,
+  layout: texts.Layout = _CAPTIONS,
 ) -> grain.MapDataset:
   """Endless training batches by index, a new order in every epoch.
 
@@ -47,10 +50,12 @@ def train_batches(
     seed: any integer from 0 to 2**32 - 1.
     augment: random crop, flip, tint and word dropout; None for the plain
       resize of evaluation.
+    layout: what is read of the texts.
 
   Returns:
     `ds` with `ds[i]` = {image [b,H,W,3], text_ids [b,S], text_mask [b,S],
-    concept [b]}, and label [b] where the examples have one.
+    concept [b]}, label [b] where the examples have one, and what else `layout`
+    reads.
   """
   if not 1 <= batch_size <= len(source):
     raise errors.UserError(
@@ -65,6 +70,7 @@ def train_batches(
     image_size=image_size,
     text_length=text_length,
     augment=augment,
+    layout=layout,
   )
   return (
     grain.MapDataset.source(source)
@@ -126,15 +132,19 @@ class EvalBatches(Sequence):
     image_size: int,
     text_length: int,
     limit: int | None = None,
+    layout: texts.Layout = _CAPTIONS,
   ):
     if batch_size < 1:
       raise errors.UserError(f"batch_size must be 1 or more, not {batch_size}.")
     self.num_examples = _limited(source, limit)
+    self.tokenizer = tokenizer
+    self._source = source
     view = functools.partial(
       _view,
       tokenizer=tokenizer,
       image_size=image_size,
       text_length=text_length,
+      layout=layout,
     )
     self._ds = (
       grain.MapDataset.source(source)[: self.num_examples]
@@ -152,6 +162,10 @@ class EvalBatches(Sequence):
       raise IndexError(index)
     return self._ds[index]
 
+  def examples(self) -> Iterator[sources.Example]:
+    """What the batches are made of, in their order and without padding."""
+    return (self._source[index] for index in range(self.num_examples))
+
   def __iter__(self) -> Iterator[Batch]:
     threads = _num_threads()
     options = grain.ReadOptions(
@@ -168,6 +182,7 @@ def eval_batches(
   image_size: int,
   text_length: int,
   limit: int | None = None,
+  layout: texts.Layout = _CAPTIONS,
 ) -> EvalBatches:
   """All captions of the first `limit` examples, in batches of one shape.
 
@@ -177,7 +192,7 @@ def eval_batches(
 
   Returns:
     A sequence of {image [b,H,W,3], text_ids [b,c,S], text_mask [b,c,S],
-    concept [b], _mask [b]}.
+    concept [b], _mask [b]}, and what else `layout` reads.
   """
   return EvalBatches(
     source,
@@ -186,6 +201,7 @@ def eval_batches(
     image_size=image_size,
     text_length=text_length,
     limit=limit,
+    layout=layout,
   )
 
 
@@ -197,6 +213,7 @@ def load_examples(
   text_length: int,
   indices: Iterable[int] | np.ndarray | None = None,
   limit: int | None = None,
+  layout: texts.Layout = _CAPTIONS,
 ) -> Batch:
   """One evaluation dict of chosen examples, without padding.
 
@@ -207,6 +224,7 @@ def load_examples(
     text_length: S, in tokens.
     indices: which examples, in this order; None for the first `limit`.
     limit: how many without `indices`; None for all.
+    layout: what is read of the texts.
   """
   if indices is None:
     indices = range(_limited(source, limit))
@@ -216,6 +234,7 @@ def load_examples(
       tokenizer=tokenizer,
       image_size=image_size,
       text_length=text_length,
+      layout=layout,
     )
     for i in indices
   ]
@@ -232,6 +251,7 @@ def _draw(
   image_size: int,
   text_length: int,
   augment: AugmentSpec | None,
+  layout: texts.Layout,
 ) -> dict[str, typing.Any]:
   """One training example with one of its captions."""
   caption = example["captions"][rng.integers(len(example["captions"]))]
@@ -242,13 +262,9 @@ def _draw(
     image = _pictures(
       example, lambda x: images.augment(x, image_size, augment, rng)
     )
-  ids, mask = tokenizer.encode([caption], text_length)
-  return {
-    "image": image,
-    "text_ids": ids[0],
-    "text_mask": mask[0],
-    **_numbers(example),
-  }
+  arrays = layout.arrays(example, [caption], tokenizer, text_length)
+  one = {key: arrays[key][0] for key in ("text_ids", "text_mask")}
+  return {"image": image, **arrays, **one, **_numbers(example)}
 
 
 def _view(
@@ -257,13 +273,12 @@ def _view(
   tokenizer: tokenizers.TextTokenizer,
   image_size: int,
   text_length: int,
+  layout: texts.Layout,
 ) -> dict[str, typing.Any]:
   """One evaluation example with all of its captions."""
-  ids, mask = tokenizer.encode(example["captions"], text_length)
   return {
     "image": _pictures(example, lambda x: images.resize(x, image_size)),
-    "text_ids": ids,
-    "text_mask": mask,
+    **layout.arrays(example, example["captions"], tokenizer, text_length),
     **_numbers(example),
   }
 

@@ -63,7 +63,7 @@ def write(
   # Layers under a scan stack what they keep in front of the batch.
   axis = 1 if decoder.encoder.scan else 0
   source = module.apply(variables, batch, masks, policies, method="read")
-  n, (b, start) = beam.max_length, prompt.shape
+  n, (b, start) = min(beam.max_length, decoder.max_length), prompt.shape
   ids = jnp.zeros((b, n), jnp.int32).at[:, :start].set(prompt)
   mask = jnp.broadcast_to(jnp.arange(n)[None] < start, (b, n))
   logits, kept = module.apply(

@@ -1,15 +1,18 @@
 """Captioning: what is in the picture, in one sentence (spec `upop.md` 3.5)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from comp_jax.tasks import writing
+from comp_jax.data import pipelines, texts
+from comp_jax.models import generation, specs
+from comp_jax.tasks import caption_score, task, writing
 
 # Every text begins with these words; [DEC] and they are not predicted.
 PROMPT = "a picture of "
 PROMPT_TOKENS = 4
+BEAM = generation.Beam(width=3, max_length=20, min_length=5)
 
 
 def loss(
@@ -28,3 +31,45 @@ def loss(
   position = jnp.arange(1, 1 + real.shape[1])[None]
   real = real & (position >= PROMPT_TOKENS)
   return jnp.sum(jnp.where(real, losses, 0.0)) / jnp.maximum(jnp.sum(real), 1)
+
+
+def predict(spec: specs.CaptionSpec) -> task.Predict:
+  """The ids [b, n] of captions, without the prompt that they begin with."""
+
+  def words(params, masks, policies, batch):
+    prompt = batch["text_ids"][:, 0, :PROMPT_TOKENS]
+    images = {"image": batch["image"]}
+    ids, _ = generation.write(
+      spec, params, images, prompt, BEAM, masks, policies
+    )
+    return ids[:, PROMPT_TOKENS:]
+
+  return words
+
+
+def evaluate(
+  predict: Callable[[Mapping], Int[Array, "b n"]],
+  batches: pipelines.EvalBatches,
+) -> dict[str, float]:
+  """The scores of what is written about a split, CIDEr first."""
+  examples = {x["id"]: x["references"] for x in batches.examples()}
+  written = writing.written(predict, batches)
+  scores = caption_score.scores(
+    dict(zip(examples, written, strict=True)), examples
+  )
+  return {"cider": scores.pop("cider"), **scores}
+
+
+def build(options: task.Options) -> task.Task:
+  """The task; UserError where its scores cannot be computed."""
+  del options
+  caption_score.scorers()
+  return task.Task(
+    name="captioning",
+    loss=loss,
+    metrics={"loss": lambda output, batch: -loss(output, batch)},
+    predict=predict,
+    evaluate=evaluate,
+    needs=frozenset({"references"}),
+    layout=texts.Layout(prompt=PROMPT, prompt_tokens=PROMPT_TOKENS),
+  )

@@ -8,7 +8,7 @@ abbreviations). SPICE is left out: it fetches models when it is first used.
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from comp_jax import errors
 
@@ -44,6 +44,28 @@ def scores(
       f"{', '.join(missing[:5])}"
     )
   java = shutil.which("java") is not None if java is None else java
+  bleu, rouge, cider = scorers()
+  ours = {image: [text] for image, text in written.items()}
+  theirs = {image: list(texts) for image, texts in references.items()}
+  split = _official if java else _split
+  ours, theirs = split(ours), split(theirs)
+  blocks, _ = bleu(4).compute_score(theirs, ours, verbose=0)
+  found = {f"bleu_{n}": float(x) for n, x in enumerate(blocks, 1)}
+  found["rouge_l"] = float(rouge().compute_score(theirs, ours)[0])
+  found["cider"] = float(cider().compute_score(theirs, ours)[0])
+  if java:
+    from pycocoevalcap.meteor import meteor
+
+    found["meteor"] = float(meteor.Meteor().compute_score(theirs, ours)[0])
+  return found
+
+
+def scorers() -> tuple[Callable, Callable, Callable]:
+  """What makes the scorers of BLEU, ROUGE-L and CIDEr.
+
+  Raises:
+    UserError: the package is missing.
+  """
   try:
     from pycocoevalcap.bleu import bleu
     from pycocoevalcap.cider import cider
@@ -53,19 +75,7 @@ def scores(
       "captions are scored by a package that is not installed; run: pip install"
       " pycocoevalcap"
     ) from error
-  ours = {image: [text] for image, text in written.items()}
-  theirs = {image: list(texts) for image, texts in references.items()}
-  split = _official if java else _split
-  ours, theirs = split(ours), split(theirs)
-  blocks, _ = bleu.Bleu(4).compute_score(theirs, ours, verbose=0)
-  found = {f"bleu_{n}": float(x) for n, x in enumerate(blocks, 1)}
-  found["rouge_l"] = float(rouge.Rouge().compute_score(theirs, ours)[0])
-  found["cider"] = float(cider.Cider().compute_score(theirs, ours)[0])
-  if java:
-    from pycocoevalcap.meteor import meteor
-
-    found["meteor"] = float(meteor.Meteor().compute_score(theirs, ours)[0])
-  return found
+  return bleu.Bleu, rouge.Rouge, cider.Cider
 
 
 def _split(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -92,5 +92,5 @@ TASK = task.Task(
   },
   predict=predict,
   evaluate=evaluate,
-  labelled=True,
+  needs=frozenset({"label"}),
 )

@@ -23,5 +23,8 @@ def evaluate(
 
 
 TASK = dataclasses.replace(
-  matching.TASK, name="nlvr", evaluate=evaluate, images=2
+  matching.TASK,
+  name="nlvr",
+  evaluate=evaluate,
+  needs=frozenset({"label", "image2"}),
 )

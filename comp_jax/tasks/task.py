@@ -1,12 +1,12 @@
 """What a task gives the loops: loss, metrics, evaluation."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from jaxtyping import Array, Key
 
+from comp_jax.data import pipelines, texts
 from comp_jax.models import specs
 
 # (params, masks, policies, batch) -> arrays of an evaluation batch.
@@ -24,6 +24,8 @@ class Options:
     distill: weight of the twins' similarities in the targets.
     ramp: steps over which that weight rises from 0.
     rerank: candidates of a query that the matching head judges; 0 for none.
+    answers: different answers to a question that it is trained on.
+    answer_length: tokens of an answer.
   """
 
   queue: int = 0
@@ -31,6 +33,8 @@ class Options:
   distill: float = 0.4
   ramp: int = 0
   rerank: int = 128
+  answers: int = 10
+  answer_length: int = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,8 +89,8 @@ class Task:
       caller.
     evaluate: (batch -> predictions, batches) -> named numbers; streams, and
       leaves rows out whose `_mask` is False.
-    labelled: whether its examples need a `label`.
-    images: pictures of an example.
+    needs: what an example has beside an image and captions.
+    layout: what is read of its texts.
     memory: spec -> what training carries from step to step.
   """
 
@@ -95,9 +99,8 @@ class Task:
   metrics: Mapping[str, Callable[[Mapping, Mapping], Array]]
   predict: Callable[[specs.ModelSpec], Predict]
   evaluate: Callable[
-    [Callable[[Mapping], Any], Iterable[Mapping[str, np.ndarray]]],
-    dict[str, float],
+    [Callable[[Mapping], Any], pipelines.EvalBatches], dict[str, float]
   ]
-  labelled: bool = False
-  images: int = 1
+  needs: frozenset[str] = frozenset()
+  layout: texts.Layout = texts.Layout()
   memory: Callable[[specs.ModelSpec], Memory] = lambda spec: Memory()

@@ -1,13 +1,16 @@
 """Question answering about images (spec `upop.md` 3.6)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from comp_jax.models import families, specs
-from comp_jax.tasks import writing
+from comp_jax.data import pipelines, texts
+from comp_jax.models import families, generation, specs
+from comp_jax.tasks import task, vqa_score, writing
+
+BEAM = generation.Beam(width=3, max_length=10)
 
 
 def loss(
@@ -71,3 +74,46 @@ def rank(
   losses, _ = writing.token_losses(logits, ids, mask)
   likeliest = jnp.argmin(jnp.sum(losses, axis=-1).reshape(b, k), axis=1)
   return jnp.take_along_axis(chosen, likeliest[:, None], axis=1)[:, 0]
+
+
+def predict(spec: specs.VqaSpec) -> task.Predict:
+  """The ids [b, n] of the answers that are written to questions."""
+
+  def answers(params, masks, policies, batch):
+    one = {key: batch[key][:, 0] for key in ("text_ids", "text_mask")}
+    asked = {"image": batch["image"], **one}
+    prompt = jnp.zeros((len(batch["image"]), 1), jnp.int32)
+    ids, _ = generation.write(
+      spec, params, asked, prompt, BEAM, masks, policies
+    )
+    return ids
+
+  return answers
+
+
+def evaluate(
+  predict: Callable[[Mapping], Int[Array, "b n"]],
+  batches: pipelines.EvalBatches,
+) -> dict[str, float]:
+  """The official `accuracy` of the answers to a split's questions."""
+  written = writing.written(predict, batches)
+  scores = [
+    vqa_score.accuracy(answer, example["answers"])
+    for answer, example in zip(written, batches.examples(), strict=True)
+  ]
+  return {"accuracy": sum(scores) / len(scores)}
+
+
+def build(options: task.Options) -> task.Task:
+  """The task, with the answers of these options."""
+  return task.Task(
+    name="question answering",
+    loss=loss,
+    metrics={"loss": lambda output, batch: -loss(output, batch)},
+    predict=predict,
+    evaluate=evaluate,
+    needs=frozenset({"answers"}),
+    layout=texts.Layout(
+      answers=options.answers, answer_length=options.answer_length
+    ),
+  )

@@ -1,8 +1,13 @@
-"""What captioning and question answering share: losses of written words."""
+"""What captioning and question answering share: texts, losses of words."""
+
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from comp_jax.data import pipelines
 
 # Share of the target that is spread evenly over all words (spec 3.5, 3.6).
 SMOOTHING = 0.1
@@ -28,3 +33,18 @@ def token_losses(
   real = mask[..., 1:]
   losses = -(1.0 - smoothing) * chosen - smoothing * even
   return jnp.where(real, losses, 0.0), real
+
+
+def written(
+  predict: Callable[[Mapping], Int[Array, "b n"]],
+  batches: pipelines.EvalBatches,
+) -> Iterator[str]:
+  """The text of every example of a split, batch by batch.
+
+  Args:
+    predict: evaluation batch -> token ids, whose special tokens are left out.
+    batches: evaluation batches; rows whose `_mask` is False are padding.
+  """
+  for batch in batches:
+    for ids in np.asarray(predict(batch))[np.asarray(batch["_mask"])]:
+      yield batches.tokenizer.decode(ids)

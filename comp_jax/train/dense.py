@@ -40,9 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     )
 
     # Data and model.
-    data, spec, params = _start(config)
-    batches = {"train.batch_size": config.train.batch_size}
-    task = setup.task_of(config, spec, batches)
+    data, spec, task, params = _start(config)
     objective = step_lib.Objective(
       prunable=families.prunable(spec),
       loss=task.loss,
@@ -93,12 +91,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
 
 def _start(config):
-  """The data, and the spec and the weights that training begins with."""
+  """The data, the model and its task, the weights that training begins with."""
+  batches = {"train.batch_size": config.train.batch_size}
   if config.train.start:
     loaded = setup.load_dense(config, config.train.start, "train.start")
     data = setup.open_data(config, tokenizers.load(loaded.tokenizer_json))
-    setup.check_task(data, loaded.spec, config.data.name)
-    return data, loaded.spec, loaded.params
+    task = setup.task_of(config, loaded.spec, batches)
+    data = setup.read_by(data, task, config.data.name)
+    return data, loaded.spec, task, loaded.params
   if not config.model.preset:
     raise errors.UserError(
       "config.model.preset is empty: name a model to train, or set "
@@ -117,8 +117,9 @@ def _start(config):
     tokenizer = tokenizers.minilm()
   data = setup.open_data(config, tokenizer)
   spec = setup.new_spec(config, data.tokenizer)
-  setup.check_task(data, spec, config.data.name)
-  return data, spec, _initial(config, spec, data, towers)
+  task = setup.task_of(config, spec, batches)
+  data = setup.read_by(data, task, config.data.name)
+  return data, spec, task, _initial(config, spec, data, towers)
 
 
 def _initial(config, spec, data, towers):

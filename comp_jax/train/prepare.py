@@ -115,7 +115,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f"{config.prune.metric!r}"
     )
   data = setup.open_data(config, tokenizers.load(dense.tokenizer_json))
-  setup.check_task(data, dense.spec, config.data.name)
+  data = setup.read_by(data, task, config.data.name)
   available = len(data.splits["select"]) // chunk * chunk
   wanted = config.prune.validation // chunk * chunk
   examples = data.examples("select", min(wanted, available))

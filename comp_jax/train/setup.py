@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from comp_jax import errors
-from comp_jax.data import images, pipelines, sources, tokenizers
+from comp_jax.data import images, pipelines, sources, texts, tokenizers
 from comp_jax.interop import load as load_lib
 from comp_jax.interop import store, tensors
 from comp_jax.models import families, presets, specs, towers
@@ -21,6 +21,13 @@ from comp_jax.train import compiled, fit, sharding
 
 # What evaluation does with a batch by itself.
 _ON_HOST = {"concept", "label", "_mask"}
+# What examples of some data sets have beside an image and captions.
+_EXTRAS = {
+  "label": "labels",
+  "image2": "pairs of images",
+  "references": "captions to score by",
+  "answers": "answers",
+}
 RULES = {
   "replicated": sharding.REPLICATED,
   "fully_sharded": sharding.FULLY_SHARDED,
@@ -38,6 +45,7 @@ class Data:
     text_length: tokens.
     augment: of training images and texts.
     seed: of the order and the augmentation.
+    layout: what is read of the texts.
   """
 
   splits: Mapping[str, sources.RandomAccessSource]
@@ -46,6 +54,7 @@ class Data:
   text_length: int
   augment: images.AugmentSpec
   seed: int
+  layout: texts.Layout = texts.Layout()
 
   def train(
     self, batch_size: int, chunk: int, first_step: int = 0
@@ -65,6 +74,7 @@ class Data:
       text_length=self.text_length,
       seed=self.seed,
       augment=self.augment,
+      layout=self.layout,
     )
     return lambda start: pipelines.stage_iterator(
       batches, start=first_step + start * chunk, steps_per_stage=chunk
@@ -81,6 +91,7 @@ class Data:
       image_size=self.image_size,
       text_length=self.text_length,
       limit=limit,
+      layout=self.layout,
     )
 
   def examples(self, split: str, limit: int) -> dict[str, np.ndarray]:
@@ -91,6 +102,7 @@ class Data:
       image_size=self.image_size,
       text_length=self.text_length,
       limit=limit,
+      layout=self.layout,
     )
     batch = {k: v for k, v in batch.items() if k != "_mask"}
     for key in ("text_ids", "text_mask"):
@@ -98,28 +110,38 @@ class Data:
     return batch
 
 
-def check_task(data: Data, spec: specs.ModelSpec, name: str) -> None:
-  """Raises where the data cannot be used for what the model does.
+def read_by(data: Data, task: task_lib.Task, name: str) -> Data:
+  """The data, their texts laid out as a task reads them.
 
   Args:
-    data: the opened data.
-    spec: the model.
+    data: as they were opened.
+    task: the model's.
     name: of the data set, for the message.
+
+  Raises:
+    UserError: data that cannot be used for what the model does.
   """
-  task = tasks.of(spec)
-  example = data.splits["train"][0]
-  labelled, pictures = "label" in example, 1 + ("image2" in example)
-  have = None
-  if task.labelled != labelled:
-    have = "has labels" if labelled else "has no labels"
-  elif task.images != pictures:
-    have = "has pairs of images" if pictures == 2 else "has single images"
-  if have:
+  have = _EXTRAS.keys() & data.splits["train"][0].keys()
+  wrong = sorted(have ^ task.needs)
+  if wrong:
+    has = " and ".join(
+      f"{'has' if key in have else 'has no'} {_EXTRAS[key]}" for key in wrong
+    )
     raise errors.UserError(
-      f"config.data.name: {name} {have}, and the model's task is {task.name}: "
+      f"config.data.name: {name} {has}, and the model's task is {task.name}: "
       "choose other data, or another model (config.model.preset, "
       "config.checkpoint)"
     )
+  layout = task.layout
+  length = layout.prompt_tokens + 1
+  _, mask = data.tokenizer.encode([layout.prompt], length + 1)
+  # With the token that ends a text.
+  if np.sum(mask) != length:
+    raise errors.UserError(
+      f"{task.name} begins its texts with {layout.prompt!r}, and to the model's"
+      " tokenizer these are not single words: take BERT's vocabulary"
+    )
+  return dataclasses.replace(data, layout=layout)
 
 
 def task_of(
@@ -165,8 +187,8 @@ def open_data(
       )
   if tokenizer is None:
     train = splits["train"]
-    texts = (c for i in range(len(train)) for c in train[i]["captions"])
-    tokenizer = tokenizers.train_wordpiece(texts, vocab_size=2048)
+    captions = (c for i in range(len(train)) for c in train[i]["captions"])
+    tokenizer = tokenizers.train_wordpiece(captions, vocab_size=2048)
   return Data(
     splits=splits,
     tokenizer=tokenizer,

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from comp_jax import errors
-from comp_jax.data import images, pipelines, tokenizers
+from comp_jax.data import images, pipelines, texts, tokenizers
 
 AUGMENT = pipelines.AugmentSpec(jitter=0.2, word_dropout=0.2)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  texts = [f"a{i} photo of thing {i}" for i in range(10)]
-  return tokenizers.train_wordpiece(texts, 60)
+  captions = [f"a{i} photo of thing {i}" for i in range(10)]
+  return tokenizers.train_wordpiece(captions, 60)
 
 
 def train(source, tokenizer, seed=0, augment=AUGMENT, batch_size=4):
@@ -191,8 +191,8 @@ def test_eval_preprocessing_and_limit(toy_source, tokenizer):
   for i in range(6):
     expected = images.resize(toy_source[i]["image"], 12)
     np.testing.assert_array_equal(batch["image"][i], expected)
-    texts = [tokenizer.decode(ids) for ids in batch["text_ids"][i]]
-    assert texts == toy_source[i]["captions"]
+    found = [tokenizer.decode(ids) for ids in batch["text_ids"][i]]
+    assert found == toy_source[i]["captions"]
 
 
 def test_load_examples_equals_eval(toy_source, tokenizer):
@@ -206,9 +206,51 @@ def test_load_examples_equals_eval(toy_source, tokenizer):
   assert_equal(first, {k: v[:3] for k, v in whole.items()})
 
 
+def test_captions_have_the_prompt(toy_source, tokenizer):
+  layout = texts.Layout(prompt="photo of ", prompt_tokens=3)
+  (batch,) = evaluate(toy_source, tokenizer, batch_size=10, layout=layout)
+  plain = toy_source[3]["captions"]
+  expected, mask = tokenizer.encode([f"photo of {x}" for x in plain], 10)
+  np.testing.assert_array_equal(batch["text_ids"][3], expected)
+  np.testing.assert_array_equal(batch["text_mask"][3], mask)
+
+
+def test_answers_have_their_weights(toy_source, tokenizer):
+  """Of each kind one; what is missing weighs nothing and is still a text."""
+  given = ["thing 1", "photo", "thing 1", "of", "photo", "thing 1"]
+  source = [
+    {**example, "answers": given[: 1 + 5 * (i % 2)], "weight": 0.25}
+    for i, example in enumerate(toy_source)
+  ]
+  layout = texts.Layout(answers=2, answer_length=5)
+  batches = evaluate(source, tokenizer, batch_size=4, limit=6, layout=layout)
+  for i, weights in ((0, [0.25, 0.0]), (1, [0.75, 0.5])):
+    found = [tokenizer.decode(ids) for ids in batches[0]["answer_ids"][i]]
+    assert found == ["thing 1", "photo" if i else "thing 1"]
+    np.testing.assert_array_equal(batches[0]["answer_weight"][i], weights)
+    assert np.all(batches[0]["answer_mask"][i].sum(axis=-1) >= 3)
+  assert [x["id"] for x in batches.examples()] == [str(i) for i in range(6)]
+  drawn = pipelines.train_batches(
+    source,
+    tokenizer,
+    batch_size=4,
+    image_size=12,
+    text_length=10,
+    seed=0,
+    layout=layout,
+  )[0]
+  shapes = {key: drawn[key].shape for key in drawn if "answer" in key}
+  assert shapes == {
+    "answer_ids": (4, 2, 5),
+    "answer_mask": (4, 2, 5),
+    "answer_weight": (4, 2),
+  }
+  assert drawn["text_ids"].shape == (4, 10)
+
+
 def test_real_emoji(emoji):
-  texts = [emoji["train"][i]["captions"][0] for i in range(200)]
-  tokenizer = tokenizers.train_wordpiece(texts, 400)
+  captions = [emoji["train"][i]["captions"][0] for i in range(200)]
+  tokenizer = tokenizers.train_wordpiece(captions, 400)
   batch = pipelines.train_batches(
     emoji["train"],
     tokenizer,
@@ -231,8 +273,8 @@ def test_real_emoji(emoji):
 
 
 def test_real_flickr8k(flickr8k):
-  texts = [c for i in range(50) for c in flickr8k["train"][i]["captions"]]
-  tokenizer = tokenizers.train_wordpiece(texts, 400)
+  captions = [c for i in range(50) for c in flickr8k["train"][i]["captions"]]
+  tokenizer = tokenizers.train_wordpiece(captions, 400)
   example = pipelines.load_examples(
     flickr8k["dev"], tokenizer, image_size=112, text_length=24, limit=2
   )

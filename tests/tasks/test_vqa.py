@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from comp_jax import errors
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.tasks import caption, vqa, vqa_score
+from comp_jax.data import pipelines, tokenizers
+from comp_jax.tasks import caption, caption_score, vqa, vqa_score
 from tests.models import model_kit as kit
 
 MODEL = kit.spec(readout="vqa")
@@ -111,6 +113,50 @@ def test_accuracy_is_the_mean_over_the_annotators():
   assert vqa_score.accuracy("maybe", annotators) == 0.0
   # Where all agree, nothing is normalised.
   assert vqa_score.accuracy("The yes", ["yes"] * 10) == 0.0
+
+
+def _evaluated(module, examples, written):
+  """What a task says of a split for which these texts are written."""
+  tokenizer = tokenizers.train_wordpiece(["yes no two dogs"] * 9, 40)
+  image = Image.new("RGB", (8, 8))
+  batches = pipelines.eval_batches(
+    [
+      {"image": image, "captions": ["two"], "concept": i, "id": str(i)} | more
+      for i, more in enumerate(examples)
+    ],
+    tokenizer,
+    batch_size=2,
+    image_size=8,
+    text_length=6,
+  )
+  ids = iter(jnp.asarray(tokenizer.encode(written, 6)[0]).reshape(-1, 2, 6))
+  return module.evaluate(lambda batch: next(ids), batches)
+
+
+def test_what_is_written_is_scored_without_the_padding(monkeypatch):
+  """Three examples in batches of two: the last row is no example."""
+  written = ["yes", "two dogs", "no", "yes"]
+  answers = [["yes"] * 8 + ["no"] * 2, ["dogs"] * 10, ["no"] * 2 + ["yes"] * 8]
+  found = _evaluated(vqa, [{"answers": each} for each in answers], written)
+  third = vqa_score.accuracy("no", answers[2])
+  assert found == {"accuracy": pytest.approx((1.0 + 0.0 + third) / 3)}
+
+  judged = []
+
+  def scores(*texts):
+    judged.extend(texts)
+    return {"bleu_1": 0.5, "cider": 1.25}
+
+  monkeypatch.setattr(caption_score, "scores", scores)
+  references = [["Two dogs."], ["A dog", "dogs"], ["no"]]
+  found = _evaluated(
+    caption, [{"references": each} for each in references], written
+  )
+  assert list(found.items()) == [("cider", 1.25), ("bleu_1", 0.5)]
+  assert judged == [
+    dict(zip("012", written[:3], strict=True)),
+    dict(zip("012", references, strict=True)),
+  ]
 
 
 def test_the_result_file_has_the_servers_format(tmp_path):

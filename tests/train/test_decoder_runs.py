@@ -1,0 +1,184 @@
+"""Captioning and question answering from data to what the loops make."""
+
+import json
+
+import numpy as np
+import pytest
+
+from comp_jax import errors
+from comp_jax.data import tokenizers
+from comp_jax.interop import store
+from comp_jax.models import specs
+from comp_jax.tasks import caption, caption_score
+from comp_jax.train import dense, prepare
+from configs import common
+from tests.models import model_kit
+from tests.train import test_five_modes
+
+COLOURS = test_five_modes.COLOURS
+WORDS = list(COLOURS)
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  """Photos of one colour: its name is the answer, and the caption."""
+  folder = tmp_path_factory.mktemp("colours")
+  rng = np.random.default_rng(0)
+  questions = {"train": [], "val": []}
+  captions = {"train": [], "val": []}
+  for number in range(56):
+    word = WORDS[number % 3]
+    split = "train" if number < 48 else "val"
+    (folder / f"{number}.jpg").write_bytes(
+      test_five_modes._jpeg(COLOURS[word], rng)
+    )
+    entry = {"image": f"{number}.jpg"}
+    questions[split].append(
+      entry
+      | {"question_id": number, "question": "What colour is it?"}
+      | {"answer": [word] * 8 + ["a thing"] * 2}
+    )
+    captions[split].append(entry | {"caption": [f"A {word} thing."] * 5})
+  for split in questions:
+    (folder / f"vqa_{split}.json").write_text(json.dumps(questions[split]))
+    (folder / f"coco_karpathy_{split}.json").write_text(
+      json.dumps(captions[split])
+    )
+  return folder
+
+
+def _model(name, tokenizer):
+  """A decoder that looks at the image, or at a question about it."""
+  options = {"width": 16, "depth": 2, "heads": 4, "mlp": 48}
+  cross = {"norm_first": False, "norm_eps": 1e-12, "source_width": 16}
+  words = {
+    "vocab_size": tokenizer.vocab_size,
+    "max_length": LENGTH,
+    "sep_id": tokenizer.sep_id,
+  }
+  vision = specs.VitSpec(
+    image_size=16,
+    patch_size=8,
+    encoder=specs.encoder(norm_first=True, norm_eps=1e-6, **options),
+    readout="tokens",
+  )
+  decoder = specs.DecoderSpec(
+    bos_id=tokenizer.cls_id,
+    encoder=specs.encoder(causal=True, **cross, **options),
+    **words,
+  )
+  if name == "coco_caption":
+    return specs.CaptionSpec(vision=vision, text=decoder)
+  text = specs.BertSpec(
+    readout="tokens", encoder=specs.encoder(**cross, **options), **words
+  )
+  return specs.VqaSpec(vision=vision, text=text, answer=decoder)
+
+
+def _config(data_dir, folder, name):
+  """A small model with random weights, and a run of it on these photos."""
+  vocabulary = [f"what colour is it? a {word} thing" for word in WORDS]
+  tokenizer = tokenizers.train_wordpiece([*vocabulary, caption.PROMPT] * 9, 99)
+  spec = _model(name, tokenizer)
+  c = common.get_config()
+  c.name = name
+  c.ratio = 0.3
+  c.checkpoint = str(folder.mktemp(name) / "model")
+  store.save(
+    c.checkpoint,
+    params=model_kit.params(spec),
+    spec=spec,
+    policies={},
+    tokenizer_json=tokenizer.to_json(),
+    recipe={"name": "random"},
+  )
+  c.data.name, c.data.dir = name, str(data_dir)
+  c.data.text_length = LENGTH
+  c.data.report_splits = ("val",)
+  c.model.image_size = 16
+  c.model.min_neurons = 4
+  c.recipe.name = "uniform"
+  c.prune.num_stages, c.prune.max_stages, c.prune.stage_steps = 3, 6, 1
+  c.prune.batch_size = 8
+  c.prune.validation = c.prune.validation_chunk = c.prune.calibration = 8
+  c.finetune.steps = c.finetune.chunk = 2
+  c.finetune.batch_size = 8
+  c.finetune.warmup = 0
+  c.evaluate.batch_size = 8
+  c.evaluate.rows = ("dense", "finetuned")
+  return c
+
+
+@pytest.fixture(scope="module")
+def questions(data_dir, tmp_path_factory):
+  c = _config(data_dir, tmp_path_factory, "vqa2")
+  c.task.answers, c.task.answer_length = 3, 5
+  return c
+
+
+@pytest.fixture(scope="module")
+def captions(data_dir, tmp_path_factory):
+  return _config(data_dir, tmp_path_factory, "coco_caption")
+
+
+def test_questions_with_their_answers_reach_the_search(questions):
+  job = prepare.prepare(questions)
+  shapes = {key: job.select[key].shape for key in job.select}
+  assert shapes["text_ids"] == (1, 8, LENGTH)
+  assert shapes["answer_ids"] == shapes["answer_mask"] == (1, 8, 3, 5)
+  # Two answers were given, by eight and by two of ten.
+  np.testing.assert_allclose(
+    job.select["answer_weight"], np.tile([0.8, 0.2, 0.0], (1, 8, 1))
+  )
+  assert job.stage.modes == (
+    "vision_params",
+    "language_params",
+    "cross_params",
+    "vision_tokens",
+    "language_tokens",
+  )
+
+
+def test_captions_are_trained_and_scored(
+  captions, data_dir, tmp_path, monkeypatch
+):
+  judged = []
+
+  def scores(written, references):
+    judged.append((written, references))
+    return {"bleu_1": 0.5, "cider": 1.25}
+
+  monkeypatch.setattr(caption_score, "scorers", lambda: None)
+  monkeypatch.setattr(caption_score, "scores", scores)
+  c = captions.copy_and_resolve_references()
+  c.train.start = c.checkpoint
+  c.train.steps = c.train.chunk = 60
+  c.train.batch_size, c.train.warmup, c.train.learning_rate = 8, 4, 1e-2
+  c.data.augment.flip = 0.0
+  results = dense.run(c, tmp_path)
+  assert list(results["val"].items()) == [("cider", 1.25), ("bleu_1", 0.5)]
+  [(written, references)] = judged
+  assert references["55.jpg"] == [f"A {WORDS[55 % 3]} thing."] * 5
+  assert written.keys() == references.keys()
+  # It has seen colours: blind, no more than a third could be right.
+  right = [
+    f"a {WORDS[int(photo.removesuffix('.jpg')) % 3]} thing" == text
+    for photo, text in written.items()
+  ]
+  assert np.mean(right) > 0.5
+
+
+def test_what_does_not_fit_is_named_before_anything_is_written(
+  captions, questions, monkeypatch
+):
+  monkeypatch.setattr(caption_score, "scorers", lambda: None)
+  for config, data, message in (
+    (captions, "vqa2", "has answers and has no captions to score by"),
+    (questions, "coco_caption", "has no answers and has captions to score by"),
+    (captions, "coco", "coco has no captions to score by"),
+  ):
+    other = config.copy_and_resolve_references()
+    other.data.name = data
+    with pytest.raises(errors.UserError, match=message):
+      prepare.prepare(other)

@@ -219,9 +219,11 @@ def new_spec(
   if config.model.preset in presets.FROM_SCRATCH:
     options["vocab_size"] = tokenizer.vocab_size
   try:
-    return presets.spec(config.model.preset, **options)
+    spec = presets.spec(config.model.preset, **options)
   except (TypeError, ValueError) as error:
     raise errors.UserError(f"config.model: {error}") from error
+  _check_positions(config, spec, config.model.preset)
+  return spec
 
 
 def load_dense(
@@ -257,12 +259,7 @@ def load_dense(
       "needed: give the folder that train.py wrote"
     )
   if config.model.preset:
-    wanted = new_spec(config, tokenizer)
-    # More positions than the texts need are no other architecture.
-    text = dataclasses.replace(
-      wanted.text, max_length=loaded.spec.text.max_length
-    )
-    wanted = dataclasses.replace(wanted, text=text)
+    wanted = _with_positions(new_spec(config, tokenizer), loaded.spec)
     shapes = families.param_shapes(wanted)
     tensors.check_tree(loaded.params, shapes, path)
   if loaded.spec.vision.image_size != size:
@@ -270,13 +267,40 @@ def load_dense(
       f"config.model.image_size is {size}, the model of {path} "
       f"was made for {loaded.spec.vision.image_size} pixels"
     )
-  if loaded.spec.text.max_length < config.data.text_length:
-    raise errors.UserError(
-      f"config.data.text_length is {config.data.text_length}, the model of "
-      f"{path} has {loaded.spec.text.max_length} positions"
-    )
+  _check_positions(config, loaded.spec, path)
   spec = specs.with_encoders(loaded.spec, **model_options(config))
   return dataclasses.replace(loaded, spec=spec)
+
+
+def _check_positions(
+  config: ml_collections.ConfigDict, spec: specs.ModelSpec, where: str
+) -> None:
+  """Raises a UserError where texts or answers are longer than the model's."""
+  lengths = {
+    "text": ("data.text_length", config.data.text_length),
+    "answer": ("task.answer_length", config.task.answer_length),
+  }
+  for tower in spec.towers[1:]:
+    (name, length), positions = lengths[tower], getattr(spec, tower).max_length
+    if positions < length:
+      raise errors.UserError(
+        f"config.{name} is {length}, the {tower} tower of {where} has "
+        f"{positions} positions"
+      )
+
+
+def _with_positions(
+  spec: specs.ModelSpec, other: specs.ModelSpec
+) -> specs.ModelSpec:
+  """The spec with the positions of another one's towers.
+
+  More of them than the texts need are no other architecture.
+  """
+  sides = {}
+  for name in set(spec.towers[1:]) & set(other.towers):
+    length = getattr(other, name).max_length
+    sides[name] = dataclasses.replace(getattr(spec, name), max_length=length)
+  return dataclasses.replace(spec, **sides)
 
 
 def mesh_and_rules(

@@ -1,5 +1,6 @@
 """Captioning and question answering from data to what the loops make."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from comp_jax import errors
 from comp_jax.data import tokenizers
 from comp_jax.interop import store
-from comp_jax.models import specs
+from comp_jax.models import presets, specs
 from comp_jax.tasks import caption, caption_score
-from comp_jax.train import dense, prepare
+from comp_jax.train import dense, prepare, setup
 from configs import common
 from tests.models import model_kit
 from tests.train import test_five_modes
@@ -31,7 +32,7 @@ def data_dir(tmp_path_factory):
     word = WORDS[number % 3]
     split = "train" if number < 48 else "val"
     (folder / f"{number}.jpg").write_bytes(
-      test_five_modes._jpeg(COLOURS[word], rng)
+      test_five_modes.jpeg(COLOURS[word], rng)
     )
     entry = {"image": f"{number}.jpg"}
     questions[split].append(
@@ -138,6 +139,31 @@ def test_questions_with_their_answers_reach_the_search(questions):
     "vision_tokens",
     "language_tokens",
   )
+
+
+def test_a_checkpoint_may_have_more_positions_than_questions_and_answers(
+  questions, monkeypatch
+):
+  """Published ones have 512 for each."""
+  spec = store.load(questions.checkpoint).spec
+
+  def preset(max_length, **options):
+    sides = {
+      name: dataclasses.replace(getattr(spec, name), max_length=max_length)
+      for name in ("text", "answer")
+    }
+    return dataclasses.replace(spec, **sides)
+
+  monkeypatch.setitem(presets.NAMES, "blip_vqa", preset)
+  c = questions.copy_and_resolve_references()
+  c.model.preset = "blip_vqa"
+  c.data.text_length = LENGTH - 4
+  loaded = setup.load_dense(c, c.checkpoint)
+  assert loaded.spec.text.max_length == loaded.spec.answer.max_length == LENGTH
+  c.model.preset = ""
+  c.task.answer_length = LENGTH + 1
+  with pytest.raises(errors.UserError, match="answer_length is 13, .* has 12"):
+    setup.load_dense(c, c.checkpoint)
 
 
 def test_captions_are_trained_and_scored(

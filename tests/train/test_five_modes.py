@@ -23,7 +23,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 WORDS = list(COLOURS)
 
 
-def _jpeg(colour, rng):
+def jpeg(colour, rng):
   noise = rng.integers(-20, 20, (16, 16, 3))
   pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
   out = io.BytesIO()
@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory):
     rows.append(
       {
         "image_id": name,
-        "jpeg": _jpeg(COLOURS[word], rng),
+        "jpeg": jpeg(COLOURS[word], rng),
         "captions": [f"a {word} thing"] * 5,
         "split": split,
       }

@@ -25,6 +25,10 @@ class Emoji(records.Builder):
   NEEDS = f"{FILE} (the repository has it in assets/emoji)"
 
   @classmethod
+  def own_source(cls) -> pathlib.Path:
+    return pathlib.Path(__file__).parents[2] / "assets" / "emoji"
+
+  @classmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
     path = source / FILE
     return records.fingerprint([path]) if path.is_file() else None

@@ -179,6 +179,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     super().__init__(data_dir=data_dir, file_format="array_record")
 
   @classmethod
+  def own_source(cls) -> pathlib.Path | None:
+    """The folder that needs no naming; None where there is none."""
+
+  @classmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
     """A digest of what `source` holds; None if the data are not there."""
     raise NotImplementedError

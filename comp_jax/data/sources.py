@@ -12,13 +12,14 @@ import os
 import pathlib
 import shutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from comp_jax import errors
 from comp_jax.data import (
+  easy_vqa,
   emoji,
   flickr8k,
   flickr8k_itm,
@@ -32,6 +33,7 @@ from comp_jax.data import (
 BUILDERS: dict[str, type[records.Builder]] = {
   "coco": photo_captions.Coco,
   "coco_caption": photo_captions.CocoCaption,
+  "easy_vqa": easy_vqa.EasyVqa,
   "emoji": emoji.Emoji,
   "flickr30k": photo_captions.Flickr30k,
   "flickr8k": flickr8k.Flickr8k,
@@ -39,7 +41,6 @@ BUILDERS: dict[str, type[records.Builder]] = {
   "nlvr2": nlvr2.Nlvr2,
   "vqa2": vqa2.Vqa2,
 }
-_ASSETS = pathlib.Path(__file__).parents[2] / "assets"
 
 
 class Example(typing.TypedDict):
@@ -58,6 +59,8 @@ class Example(typing.TypedDict):
   # of them weighs in the loss.
   answers: typing.NotRequired[list[str]]
   weight: typing.NotRequired[float]
+  # What train answers most often to the same words.
+  blind: typing.NotRequired[str]
 
 
 def _texts(values) -> list[str]:
@@ -71,6 +74,7 @@ _OPTIONAL = {
   "references": _texts,
   "answers": _texts,
   "weight": float,
+  "blind": bytes.decode,
 }
 
 
@@ -86,10 +90,16 @@ class RandomAccessSource(typing.Protocol):
 
 
 class PreparedSource:
-  """One split of a prepared data set."""
+  """One split of a prepared data set.
 
-  def __init__(self, data_source):
+  Attributes:
+    answers: to train's questions, the most frequent first; empty where there
+      are no questions.
+  """
+
+  def __init__(self, data_source, answers: Sequence[str] = ()):
     self._data_source = data_source
+    self.answers = tuple(answers)
 
   def __len__(self) -> int:
     return len(self._data_source)
@@ -150,16 +160,15 @@ def open_source(
 
   Args:
     name: a key of `BUILDERS`.
-    dir: folder of the source files; None for COMP_JAX_DATA, and for emoji
-      after that for the repository's own copy.
+    dir: folder of the source files; None for COMP_JAX_DATA, and after that for
+      the repository's own copy (emoji) or the installed package (easy_vqa).
 
   Returns:
-    Split name -> source. `emoji` has train, select, test; `flickr8k` has
-    train, select, dev, and test if the official list of it is there;
-    `flickr8k_itm` has train, select, val; `nlvr2` has train, select, dev, and
-    test if its file is there; `coco`, `coco_caption` and `flickr30k` have
-    train, select, val, and test if their files have it; `vqa2` has train,
-    select, val.
+    Split name -> source. `emoji` and `easy_vqa` have train, select, test;
+    `flickr8k` has train, select, dev, and test if the official list of it is
+    there; `flickr8k_itm` and `vqa2` have train, select, val; `nlvr2` has train,
+    select, dev, and test if its file is there; `coco`, `coco_caption` and
+    `flickr30k` have train, select, val, and test if their files have it.
   """
   if name not in BUILDERS:
     raise errors.UserError(
@@ -185,7 +194,8 @@ def open_source(
             for name in builder.info.features
             if name in ("image", "image2")
           },
-        )
+        ),
+        (builder.info.metadata or {}).get("answers", ()),
       )
       for split in builder.info.splits
     }
@@ -210,9 +220,7 @@ def _find(name: str, dir: str | None) -> tuple[pathlib.Path, str]:
   if dir:
     folders = [dir]
   else:
-    folders = [os.environ.get("COMP_JAX_DATA")]
-    if name == "emoji":
-      folders.append(_ASSETS / "emoji")
+    folders = [os.environ.get("COMP_JAX_DATA"), BUILDERS[name].own_source()]
   paths = [pathlib.Path(f).expanduser() for f in folders if f]
   for path in paths:
     try:

@@ -7,14 +7,11 @@ with theirs of Visual Genome for training (spec `upop.md` 3.6 and part 5).
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
-
 from comp_jax import errors
-from comp_jax.data import records
+from comp_jax.data import questions, records
 
 SELECT_PHOTOS = 1000
 _SPLITS = ("train", "val")
@@ -29,18 +26,7 @@ _GENOME_WEIGHT = 0.2
 _WORDS = 50
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Question:
-  """A question about a photo, and the answers of its annotators."""
-
-  id: str
-  photo: str
-  text: str
-  answers: tuple[str, ...]
-  weight: float
-
-
-class Vqa2(records.Builder):
+class Vqa2(questions.Builder):
   """Splits `train`, `select` and `val`; an example is one question.
 
   `select` has the questions about the SELECT_PHOTOS train photos with the
@@ -56,6 +42,8 @@ class Vqa2(records.Builder):
     f" {_GENOME} too; and the photos as train2014/ and val2014/ below it or"
     " images/ (Visual Genome's below it, images/ or visual_genome/)"
   )
+  ENCODING = "jpeg"
+  HOMEPAGE = "https://visualqa.org/"
 
   @classmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
@@ -66,70 +54,40 @@ class Vqa2(records.Builder):
     # The folder stands for a hundred thousand photos.
     return records.fingerprint(paths, str(source.resolve()))
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description="Questions about photos, with the answers of annotators.",
-      features=records.features(
-        "jpeg",
-        answers=records.texts(),
-        weight=tfds.features.Scalar(dtype=np.float32),
-      ),
-      homepage="https://visualqa.org/",
-    )
-
   def _split_generators(self, dl_manager):
     del dl_manager
     files = _files(self._source)
-    splits = {name: _read(paths, name) for name, paths in files.items()}
-    roots = {
-      name: records.photo_folder(
-        self._source,
-        _GENOME_ROOTS if name == "genome" else _ROOTS,
-        list(dict.fromkeys(question.photo for question in questions)),
-      )
-      for name, questions in splits.items()
-    }
-    every = [q for questions in splits.values() for q in questions]
+    splits = {name: self._read(paths, name) for name, paths in files.items()}
+    every = [q for split in splits.values() for q in split]
     if len({question.id for question in every}) != len(every):
       raise errors.UserError(
         f"{self._source}: two questions have the same question_id."
       )
-    photos = sorted({question.photo for question in every})
-    concepts = {photo: index for index, photo in enumerate(photos)}
-    train, genome = splits["train"], splits.get("genome", [])
-    held_out = records.hold_out((q.photo for q in train), SELECT_PHOTOS)
-    rooted = {
-      "train": [
-        *((roots["train"], q) for q in train if q.photo not in held_out),
-        *((roots["genome"], q) for q in genome),
-      ],
-      "select": [(roots["train"], q) for q in train if q.photo in held_out],
-      "val": [(roots["val"], q) for q in splits["val"]],
-    }
-    return {
-      name: self._generate_examples(questions, concepts)
-      for name, questions in rooted.items()
-    }
+    train, select = questions.held_out(splits["train"], SELECT_PHOTOS)
+    return self._generators(
+      {
+        "train": train + splits.get("genome", []),
+        "select": select,
+        "val": splits["val"],
+      }
+    )
 
-  def _generate_examples(
-    self,
-    questions: Sequence[tuple[pathlib.Path, _Question]],
-    concepts: Mapping[str, int],
-  ) -> Iterator[tuple[str, dict]]:
-    for root, question in questions:
-      path = root / question.photo
-      yield (
-        question.id,
-        {
-          "image": records.checked_image(path.read_bytes(), str(path)),
-          "captions": [cleaned(question.text)],
-          "concept": concepts[question.photo],
-          "id": question.id,
-          "answers": question.answers,
-          "weight": question.weight,
-        },
-      )
+  def _read(
+    self, paths: Sequence[pathlib.Path], split: str
+  ) -> list[questions.Question]:
+    """The questions of a split, in the order of its file."""
+    answers = {}
+    if len(paths) == 2:
+      answers = dict(_parsed(paths[1], "annotations", _annotation))
+    found = _parsed(
+      paths[0], "questions", lambda entry: _question(entry, split, answers)
+    )
+    root = records.photo_folder(
+      self._source,
+      _GENOME_ROOTS if split == "genome" else _ROOTS,
+      list(dict.fromkeys(question.image for question in found)),
+    )
+    return [dataclasses.replace(question, root=root) for question in found]
 
 
 def cleaned(question: str) -> str:
@@ -156,16 +114,6 @@ def _files(source: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
   return found
 
 
-def _read(paths: Sequence[pathlib.Path], split: str) -> list[_Question]:
-  """The questions of a split, in the order of its file."""
-  answers = {}
-  if len(paths) == 2:
-    answers = dict(_parsed(paths[1], "annotations", _annotation))
-  return _parsed(
-    paths[0], "questions", lambda entry: _question(entry, split, answers)
-  )
-
-
 def _parsed(
   path: pathlib.Path, key: str, parse: Callable[[Mapping[str, Any]], Any]
 ) -> list:
@@ -188,7 +136,7 @@ def _annotation(entry: Mapping[str, Any]) -> tuple[int, list[str]]:
 
 def _question(
   entry: Mapping[str, Any], split: str, annotated: Mapping[int, list[str]]
-) -> _Question:
+) -> questions.Question:
   """The question of an entry, its answers here or in the other file."""
   number = entry["question_id"]
   if annotated:
@@ -202,10 +150,10 @@ def _question(
   if len(texts) < 3 or not all(isinstance(text, str) for text in texts):
     raise ValueError("an image, a question and its answers are needed")
   genome = split == "genome"
-  return _Question(
+  return questions.Question(
     id=f"vg-{number}" if genome else str(number),
-    photo=photo,
-    text=entry["question"],
+    image=photo,
+    text=cleaned(entry["question"]),
     answers=tuple(answers),
     weight=_GENOME_WEIGHT if genome else 1 / len(answers),
   )

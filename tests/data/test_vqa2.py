@@ -101,6 +101,7 @@ def test_both_layouts_give_the_same_examples(tmp_path):
   one = found[0]["val"]["211"]
   assert one["captions"] == ["is 1 right?"]
   assert one["answers"] == ["yes"] * 7 + ["no"] * 3
+  assert one["blind"] == "yes"
   assert one["weight"] == pytest.approx(0.1)
   assert one["image"] == conftest.jpeg(21)
 

@@ -40,6 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Different answers to a question that are trained on, and their tokens.
   c.task.answers = 10
   c.task.answer_length = 10
+  # Most frequent answers of train of which the likeliest is taken in
+  # evaluation; 0 writes an answer freely.
+  c.task.rank = 0
 
   c.model = ml_collections.ConfigDict()
   # Empty prunes whatever model the checkpoint holds.

@@ -138,7 +138,7 @@ class EvalBatches(Sequence):
       raise errors.UserError(f"batch_size must be 1 or more, not {batch_size}.")
     self.num_examples = _limited(source, limit)
     self.tokenizer = tokenizer
-    self._source = source
+    self.source = source
     view = functools.partial(
       _view,
       tokenizer=tokenizer,
@@ -164,7 +164,7 @@ class EvalBatches(Sequence):
 
   def examples(self) -> Iterator[sources.Example]:
     """What the batches are made of, in their order and without padding."""
-    return (self._source[index] for index in range(self.num_examples))
+    return (self.source[index] for index in range(self.num_examples))
 
   def __iter__(self) -> Iterator[Batch]:
     threads = _num_threads()

@@ -9,8 +9,9 @@ from jaxtyping import Array, Key
 from comp_jax.data import pipelines, texts
 from comp_jax.models import specs
 
-# (params, masks, policies, batch) -> arrays of an evaluation batch.
-Predict = Callable[[Mapping, Mapping | None, Mapping | None, Mapping], Any]
+# (params, masks, policies, batch, *shared) -> arrays of an evaluation batch;
+# `shared` is what `Task.evaluate` gives beside a batch.
+Predict = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Options:
     rerank: candidates of a query that the matching head judges; 0 for none.
     answers: different answers to a question that it is trained on.
     answer_length: tokens of an answer.
+    rank: answers, the most frequent ones of train, of which the likeliest is
+      taken; 0 writes freely.
   """
 
   queue: int = 0
@@ -35,6 +38,7 @@ class Options:
   rerank: int = 128
   answers: int = 10
   answer_length: int = 10
+  rank: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,8 +91,8 @@ class Task:
       better; traceable. All tasks have `loss`.
     predict: spec -> what evaluation computes of a padded batch; jitted by the
       caller.
-    evaluate: (batch -> predictions, batches) -> named numbers; streams, and
-      leaves rows out whose `_mask` is False.
+    evaluate: ((batch, *shared) -> predictions, batches) -> named numbers;
+      streams, and leaves rows out whose `_mask` is False.
     needs: what an example has beside an image and captions.
     layout: what is read of its texts.
     memory: spec -> what training carries from step to step.
@@ -99,7 +103,7 @@ class Task:
   metrics: Mapping[str, Callable[[Mapping, Mapping], Array]]
   predict: Callable[[specs.ModelSpec], Predict]
   evaluate: Callable[
-    [Callable[[Mapping], Any], pipelines.EvalBatches], dict[str, float]
+    [Callable[..., Any], pipelines.EvalBatches], dict[str, float]
   ]
   needs: frozenset[str] = frozenset()
   layout: texts.Layout = texts.Layout()

@@ -1,6 +1,7 @@
 """Question answering about images (spec `upop.md` 3.6)."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -80,40 +81,87 @@ def predict(spec: specs.VqaSpec) -> task.Predict:
   """The ids [b, n] of the answers that are written to questions."""
 
   def answers(params, masks, policies, batch):
-    one = {key: batch[key][:, 0] for key in ("text_ids", "text_mask")}
-    asked = {"image": batch["image"], **one}
     prompt = jnp.zeros((len(batch["image"]), 1), jnp.int32)
     ids, _ = generation.write(
-      spec, params, asked, prompt, BEAM, masks, policies
+      spec, params, _asked(batch), prompt, BEAM, masks, policies
     )
     return ids
 
   return answers
 
 
+def choose(spec: specs.VqaSpec) -> task.Predict:
+  """The index [b] of the likeliest of answers whose ids and mask are given."""
+
+  def likeliest(params, masks, policies, batch, *answers):
+    return rank(
+      spec, params, _asked(batch), answers, masks=masks, policies=policies
+    )
+
+  return likeliest
+
+
+def _asked(batch: Mapping) -> dict[str, Array]:
+  """Images and their questions, of which each example has one."""
+  one = {key: batch[key][:, 0] for key in ("text_ids", "text_mask")}
+  return {"image": batch["image"], **one}
+
+
 def evaluate(
   predict: Callable[[Mapping], Int[Array, "b n"]],
   batches: pipelines.EvalBatches,
 ) -> dict[str, float]:
-  """The official `accuracy` of the answers to a split's questions."""
-  written = writing.written(predict, batches)
-  scores = [
-    vqa_score.accuracy(answer, example["answers"])
-    for answer, example in zip(written, batches.examples(), strict=True)
-  ]
-  return {"accuracy": sum(scores) / len(scores)}
+  """The scores of the answers that are written to a split's questions."""
+  return _scores(writing.written(predict, batches), batches)
+
+
+def ranked(
+  predict: Callable[..., Int[Array, " b"]],
+  batches: pipelines.EvalBatches,
+  *,
+  count: int,
+  length: int,
+) -> dict[str, float]:
+  """The scores of choosing among answers that train gives.
+
+  Args:
+    predict: evaluation batch, ids and mask of answers -> which one.
+    batches: of a source that brings the answers, the most frequent first.
+    count: how many of them.
+    length: of an answer, in tokens.
+  """
+  texts = batches.source.answers[:count]
+  answers = batches.tokenizer.encode(texts, length)
+  chosen = writing.predicted(lambda batch: predict(batch, *answers), batches)
+  return _scores((texts[index] for index in chosen), batches)
+
+
+def _scores(
+  answers: Iterable[str], batches: pipelines.EvalBatches
+) -> dict[str, float]:
+  """The official `accuracy`, and that of who reads the questions alone.
+
+  The latter, `question_only`, gives the answer that train gives most often to
+  the same words.
+  """
+  accuracy = blind = 0.0
+  for answer, example in zip(answers, batches.examples(), strict=True):
+    accuracy += vqa_score.accuracy(answer, example["answers"])
+    blind += vqa_score.accuracy(example["blind"], example["answers"])
+  count = batches.num_examples
+  return {"accuracy": accuracy / count, "question_only": blind / count}
 
 
 def build(options: task.Options) -> task.Task:
   """The task, with the answers of these options."""
+  count, length = options.rank, options.answer_length
+  choosing = functools.partial(ranked, count=count, length=length)
   return task.Task(
     name="question answering",
     loss=loss,
     metrics={"loss": lambda output, batch: -loss(output, batch)},
-    predict=predict,
-    evaluate=evaluate,
+    predict=choose if count else predict,
+    evaluate=choosing if count else evaluate,
     needs=frozenset({"answers"}),
-    layout=texts.Layout(
-      answers=options.answers, answer_length=options.answer_length
-    ),
+    layout=texts.Layout(answers=options.answers, answer_length=length),
   )

@@ -1,6 +1,7 @@
 """What captioning and question answering share: texts, losses of words."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,13 @@ def written(
     predict: evaluation batch -> token ids, whose special tokens are left out.
     batches: evaluation batches; rows whose `_mask` is False are padding.
   """
+  for ids in predicted(predict, batches):
+    yield batches.tokenizer.decode(ids)
+
+
+def predicted(
+  predict: Callable[[Mapping], Any], batches: pipelines.EvalBatches
+) -> Iterator[Any]:
+  """The prediction of every example of a split, batch by batch."""
   for batch in batches:
-    for ids in np.asarray(predict(batch))[np.asarray(batch["_mask"])]:
-      yield batches.tokenizer.decode(ids)
+    yield from np.asarray(predict(batch))[np.asarray(batch["_mask"])]

@@ -186,9 +186,8 @@ def open_data(
         f" there are {', '.join(splits)}"
       )
   if tokenizer is None:
-    train = splits["train"]
-    captions = (c for i in range(len(train)) for c in train[i]["captions"])
-    tokenizer = tokenizers.train_wordpiece(captions, vocab_size=2048)
+    words = _words(splits["train"])
+    tokenizer = tokenizers.train_wordpiece(words, vocab_size=2048)
   return Data(
     splits=splits,
     tokenizer=tokenizer,
@@ -197,6 +196,14 @@ def open_data(
     augment=images.AugmentSpec(**config.data.augment.to_dict()),
     seed=config.seed,
   )
+
+
+def _words(source: sources.RandomAccessSource) -> Iterator[str]:
+  """All texts of a split that a model reads or writes."""
+  for index in range(len(source)):
+    example = source[index]
+    yield from example["captions"]
+    yield from example.get("answers", ())
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -371,9 +378,10 @@ class Evaluator:
     """The named numbers of a split."""
     fixed = jax.device_put((params, masks, policies), self._whole)
 
-    def predict(batch):
+    def predict(batch, *shared):
       arrays = {key: batch[key] for key in batch.keys() - _ON_HOST}
-      return self._predict(*fixed, jax.device_put(arrays, self._split))
+      arrays = jax.device_put(arrays, self._split)
+      return self._predict(*fixed, arrays, *jax.device_put(shared, self._whole))
 
     return self._task.evaluate(predict, batches)
 

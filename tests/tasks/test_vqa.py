@@ -12,7 +12,7 @@ from PIL import Image
 from comp_jax import errors
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.data import pipelines, tokenizers
-from comp_jax.tasks import caption, caption_score, vqa, vqa_score
+from comp_jax.tasks import caption, caption_score, task, vqa, vqa_score
 from tests.models import model_kit as kit
 
 MODEL = kit.spec(readout="vqa")
@@ -115,21 +115,32 @@ def test_accuracy_is_the_mean_over_the_annotators():
   assert vqa_score.accuracy("The yes", ["yes"] * 10) == 0.0
 
 
-def _evaluated(module, examples, written):
-  """What a task says of a split for which these texts are written."""
-  tokenizer = tokenizers.train_wordpiece(["yes no two dogs"] * 9, 40)
+class Source(list):
+  """Examples, and the answers that train gives."""
+
+  answers = ("yes", "no", "dogs", "two")
+
+
+def _batches(examples):
+  """Examples with a picture and a text in batches of two."""
   image = Image.new("RGB", (8, 8))
-  batches = pipelines.eval_batches(
-    [
+  return pipelines.eval_batches(
+    Source(
       {"image": image, "captions": ["two"], "concept": i, "id": str(i)} | more
       for i, more in enumerate(examples)
-    ],
-    tokenizer,
+    ),
+    tokenizers.train_wordpiece(["yes no two dogs"] * 9, 40),
     batch_size=2,
     image_size=8,
     text_length=6,
   )
-  ids = iter(jnp.asarray(tokenizer.encode(written, 6)[0]).reshape(-1, 2, 6))
+
+
+def _evaluated(module, examples, written):
+  """What a task says of a split for which these texts are written."""
+  batches = _batches(examples)
+  ids = jnp.asarray(batches.tokenizer.encode(written, 6)[0])
+  ids = iter(ids.reshape(-1, 2, 6))
   return module.evaluate(lambda batch: next(ids), batches)
 
 
@@ -137,9 +148,13 @@ def test_what_is_written_is_scored_without_the_padding(monkeypatch):
   """Three examples in batches of two: the last row is no example."""
   written = ["yes", "two dogs", "no", "yes"]
   answers = [["yes"] * 8 + ["no"] * 2, ["dogs"] * 10, ["no"] * 2 + ["yes"] * 8]
-  found = _evaluated(vqa, [{"answers": each} for each in answers], written)
+  examples = [{"answers": each, "blind": "yes"} for each in answers]
+  found = _evaluated(vqa, examples, written)
   third = vqa_score.accuracy("no", answers[2])
-  assert found == {"accuracy": pytest.approx((1.0 + 0.0 + third) / 3)}
+  assert found == {
+    "accuracy": pytest.approx((1.0 + 0.0 + third) / 3),
+    "question_only": pytest.approx((1.0 + 0.0 + 1.0) / 3),
+  }
 
   judged = []
 
@@ -157,6 +172,29 @@ def test_what_is_written_is_scored_without_the_padding(monkeypatch):
     dict(zip("012", written[:3], strict=True)),
     dict(zip("012", references, strict=True)),
   ]
+
+
+def test_answers_are_chosen_among_those_of_train():
+  answers = [["dogs"] * 10, ["no"] * 10, ["yes"] * 10]
+  batches = _batches([{"answers": each, "blind": "no"} for each in answers])
+  options = task.Options(rank=3, answer_length=4)
+  chosen = iter(jnp.asarray([[2, 1], [1, 0]]))
+  given = []
+
+  def predict(batch, *shared):
+    given.append(shared)
+    return next(chosen)
+
+  found = vqa.build(options).evaluate(predict, batches)
+  assert found == {
+    "accuracy": pytest.approx(2 / 3),
+    "question_only": pytest.approx(1 / 3),
+  }
+  for shared in given:
+    for array, expected in zip(
+      shared, batches.tokenizer.encode(Source.answers[:3], 4), strict=True
+    ):
+      np.testing.assert_array_equal(array, expected)
 
 
 def test_the_result_file_has_the_servers_format(tmp_path):

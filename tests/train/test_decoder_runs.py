@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -164,6 +165,25 @@ def test_a_checkpoint_may_have_more_positions_than_questions_and_answers(
   c.task.answer_length = LENGTH + 1
   with pytest.raises(errors.UserError, match="answer_length is 13, .* has 12"):
     setup.load_dense(c, c.checkpoint)
+
+
+def test_answers_are_ranked(questions):
+  """A model that believes in one word chooses it, whatever is asked."""
+  c = questions.copy_and_resolve_references()
+  c.task.rank = 4
+  job = prepare.prepare(c)
+  assert len(job.data.splits["val"].answers) == 4
+  word = WORDS[1]
+  ids, _ = job.data.tokenizer.encode([word], 3)
+  params = jax.tree.map(np.array, job.dense.params)
+  params["answer"]["output_bias"][ids[0, 1]] = 50.0
+  evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
+  found = evaluate(params, None, None, job.data.evaluation("val", 8))
+  # Of eight photos, three have its colour.
+  assert found["accuracy"] == pytest.approx(3 / 8)
+  usual = job.data.splits["train"].answers[0]
+  share = [WORDS[number % 3] for number in range(48, 56)].count(usual) / 8
+  assert found["question_only"] == pytest.approx(share)
 
 
 def test_captions_are_trained_and_scored(

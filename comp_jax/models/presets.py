@@ -24,6 +24,7 @@ def tiny(
   max_length: int = 32,
   sep_id: int = 3,
   joint_width: int = 96,
+  vision_depth: int = 6,
   **options: Any,
 ) -> specs.TwoTowerSpec:
   """About 1 M parameters for 64-pixel images, to train from scratch.
@@ -34,6 +35,7 @@ def tiny(
     max_length: rows of the text's position table.
     sep_id: token id of [SEP]; 3 in a tokenizer that the project trained.
     joint_width: width of the joint space.
+    vision_depth: layers of the vision tower.
     **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
   """
   return specs.TwoTowerSpec(
@@ -42,7 +44,7 @@ def tiny(
       patch_size=8,
       encoder=specs.encoder(
         width=96,
-        depth=6,
+        depth=vision_depth,
         heads=6,
         mlp=384,
         norm_first=True,
@@ -69,45 +71,63 @@ def tiny(
   )
 
 
-def tiny_nlvr(
+def tiny_blip(
   *,
+  family: str,
   vocab_size: int,
   image_size: int = 64,
   max_length: int = 32,
   sep_id: int = 3,
+  bos_id: int = 2,
+  vision_depth: int = 6,
   **options: Any,
-) -> specs.NlvrSpec:
-  """The tiny towers as a BLIP for pairs of 64-pixel images.
+) -> specs.ModelSpec:
+  """The tiny towers as a BLIP for 64-pixel images.
 
   Args:
+    family: `nlvr` or `vqa`.
     vocab_size: rows of the word table.
     image_size: side of the images, a multiple of 8.
     max_length: rows of the text's position table.
     sep_id: token id of [SEP]; 3 in a tokenizer that the project trained.
-    **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
+    bos_id: token id that answers begin with; 2 is [CLS] in such a tokenizer.
+    vision_depth: layers of the vision tower.
+    **options: fields of all `EncoderSpec`s: granularity, dtype, remat, unroll.
   """
+  words = {
+    "vocab_size": vocab_size,
+    "max_length": max_length,
+    "sep_id": sep_id,
+  }
   pair = tiny(
-    vocab_size=vocab_size,
-    image_size=image_size,
-    max_length=max_length,
-    sep_id=sep_id,
-    **options,
+    image_size=image_size, vision_depth=vision_depth, **words, **options
   )
-  encoder = specs.encoder(
-    width=96,
-    depth=3,
-    heads=6,
-    mlp=384,
-    norm_first=False,
-    norm_eps=1e-12,
-    source_width=96,
-    crosses=2,
-    merge_from=1,
-    **options,
-  )
+  vision = dataclasses.replace(pair.vision, readout="tokens")
+
+  def looking(depth=3, **more):
+    return specs.encoder(
+      width=96,
+      depth=depth,
+      heads=6,
+      mlp=384,
+      norm_first=False,
+      norm_eps=1e-12,
+      source_width=96,
+      **more,
+      **options,
+    )
+
+  if family == "vqa":
+    return specs.VqaSpec(
+      vision=vision,
+      text=specs.BertSpec(readout="tokens", encoder=looking(), **words),
+      answer=specs.DecoderSpec(
+        bos_id=bos_id, encoder=looking(2, causal=True), **words
+      ),
+    )
+  encoder = looking(crosses=2, merge_from=1)
   return specs.NlvrSpec(
-    vision=dataclasses.replace(pair.vision, readout="tokens"),
-    text=dataclasses.replace(pair.text, readout="cls", encoder=encoder),
+    vision=vision, text=specs.BertSpec(readout="cls", encoder=encoder, **words)
   )
 
 
@@ -342,10 +362,11 @@ _CLIP_B = {"vision_width": 768, "vision_depth": 12, "text_width": 512}
 _CLIP_L = {"vision_width": 1024, "vision_depth": 24, "text_width": 768}
 
 # Trained from random weights, with a vocabulary of the data's own.
-FROM_SCRATCH = ("tiny", "tiny_nlvr")
+FROM_SCRATCH = ("tiny", "tiny_nlvr", "tiny_vqa")
 NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "tiny": tiny,
-  "tiny_nlvr": tiny_nlvr,
+  "tiny_nlvr": functools.partial(tiny_blip, family="nlvr"),
+  "tiny_vqa": functools.partial(tiny_blip, family="vqa", vision_depth=4),
   "dinov2_s14_minilm": dinov2_s14_minilm,
   "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,
   "blip_matching": functools.partial(blip_base, family="matching"),

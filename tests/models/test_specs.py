@@ -96,6 +96,7 @@ def test_presets_by_name():
     "dinov2_s14_minilm",
     "dinov2_s14_minilm_itm",
     "tiny_nlvr",
+    "tiny_vqa",
     "blip_matching",
     "blip_nlvr",
     "blip_retrieval",
@@ -112,6 +113,9 @@ def test_presets_by_name():
     assert (encoder.dtype, encoder.unroll) == ("bfloat16", 2)
   assert (tiny.vision.encoder.depth, tiny.text.encoder.depth) == (6, 3)
   assert tiny.vision.tokens == 65
+  asking = presets.spec("tiny_vqa", vocab_size=50, max_length=9)
+  assert asking.text.max_length == asking.answer.max_length == 9
+  assert asking.answer.encoder.causal and not asking.text.encoder.causal
   pair = presets.spec("dinov2_s14_minilm", image_size=224, remat=True)
   assert pair.vision.tokens == 257 and pair.text.encoder.remat
   with pytest.raises(ValueError, match="there are: blip_caption, "):

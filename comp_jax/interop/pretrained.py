@@ -182,17 +182,19 @@ def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
   Raises:
     UserError: names each array of a tower that does not fit.
   """
-  shapes = families.param_shapes(spec)
+  shapes = tensors_lib.flatten(families.param_shapes(spec))
+  known = {
+    key: array
+    for key, array in tensors_lib.flatten(source.params).items()
+    if key in shapes and key.split("/")[0] in spec.towers
+  }
+  rows = known.pop("text/position_embedding")
+  wanted = {key: shapes[key] for key in known}
+  tensors_lib.check_tree(known, wanted, "config.train.towers")
   params = tensors_lib.flatten(families.initial_params(spec, seed))
-  for key, known in tensors_lib.flatten(source.params).items():
-    if key not in params or key.split("/")[0] not in spec.towers:
-      continue
-    if key == "text/position_embedding":
-      known = np.concatenate([known, params[key][len(known) :]])
-    params[key] = known
-  params = jax.tree.map(np.asarray, tensors_lib.unflatten(params))
-  tensors_lib.check_tree(params, shapes, "config.train.towers")
-  return params
+  longer = params["text/position_embedding"][len(rows) :]
+  params["text/position_embedding"] = np.concatenate([rows, longer])
+  return jax.tree.map(np.asarray, tensors_lib.unflatten({**params, **known}))
 
 
 def _dinov2_s14(spec: specs.VitSpec) -> dict:

@@ -28,6 +28,7 @@ SMALL = (
   "--config.finetune.chunk=2",
   "--config.finetune.batch_size=16",
   "--config.data.report_splits=('select',)",
+  "--config.evaluate.rows=('dense','compacted','finetuned')",
 )
 
 

@@ -59,8 +59,16 @@ class Prunable:
     """What each unit costs: the gradient of the MACs, which are affine."""
     return jax.grad(self.macs)(masks, counts)
 
-  def removable(self, masks: Mapping, counts: Mapping) -> Float[Array, " m"]:
-    """MACs that each mode can still remove before it meets its floors."""
+  def removable(
+    self, masks: Mapping, counts: Mapping, halves: bool = False
+  ) -> Float[Array, " m"]:
+    """MACs that each mode can still remove before it meets its floors.
+
+    Args:
+      masks: hard masks.
+      counts: tokens of each tower.
+      halves: whether a layer loses at most half of its tokens.
+    """
     unit_macs = self.unit_macs(masks, counts)
     left = dict.fromkeys(self.modes, jnp.zeros((), jnp.float32))
     for group in self.groups:
@@ -71,18 +79,29 @@ class Prunable:
       left[group.mode] = left[group.mode] + jnp.sum(each * spare)
     now = self.macs(masks, counts)
     for mode, tower in self.token_modes.items():
-      lowest = floor_counts(counts[tower], self.protected[tower])
+      lowest = floor_counts(counts[tower], self.protected[tower], halves)
       left[mode] = now - self.macs(masks, {**counts, tower: lowest})
     return jnp.stack([left[mode] for mode in self.modes])
 
 
 def floor_counts(
-  counts: Num[Array, "b l1"], protected: int
+  counts: Num[Array, "b l1"], protected: int, halves: bool = False
 ) -> Num[Array, "b l1"]:
-  """Counts with all of the pool dropped but one token, after every layer."""
-  lowest = jnp.minimum(counts[:, :1], protected + 1)
-  after = jnp.broadcast_to(lowest, counts[:, 1:].shape)
-  return jnp.concatenate([counts[:, :1], after], axis=1)
+  """Counts with all of the pool dropped but one token, after every layer.
+
+  Args:
+    counts: tokens at the input, and after each layer.
+    protected: of them, those that never go.
+    halves: a layer drops at most half of its pool.
+  """
+  entering, after = counts[:, :1], counts[:, 1:]
+  pool = jnp.ones_like(after)
+  if halves:
+    layer = 1.0 + jnp.arange(after.shape[1], dtype=jnp.float32)[None]
+    pool = jnp.ceil((entering - protected) / 2.0**layer).astype(counts.dtype)
+  return jnp.concatenate(
+    [entering, jnp.minimum(entering, protected + pool)], axis=1
+  )
 
 
 def group_modes(

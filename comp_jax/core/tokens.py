@@ -13,15 +13,18 @@ Token states of a layer:
 import dataclasses
 import functools
 import typing
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-RULES = ("mean", "madtp", "evit")
-COMBINE = ("drop", "merge")
-# Entries of MADTP's dictionary (spec `madtp.md` part 2).
-DICTIONARY = 100
+from comp_jax.core import matching, token_rules
+
+# Rules that take so many tokens of each layer, the most alike.
+_COUNTS = ("tome", "crossget")
+RULES = ("mean", "madtp", "evit", *_COUNTS)
+COMBINE = ("drop", "merge", "match")
 
 
 # JAX rebuilds a pytree around anything (shapes, shardings, None).
@@ -38,13 +41,16 @@ class TokenPolicy:
   Attributes:
     theta: 0 drops nothing, a higher one more. `mean`: the threshold in
       multiples of the mean score; `madtp`: the temperature of its dictionary;
-      `evit`: the best 1 / (1 + theta) of the pool stay.
+      `evit`: the best 1 / (1 + theta) of the pool stay; `tome`, `crossget`:
+      so many tokens go in each layer, at most half of the pool.
     rule: how tokens are scored and which stay. `mean` scores by Eq. 6 or 7;
       `madtp` by three parts (spec `madtp.md` 1.2), its threshold comes from
-      the dictionary; `evit` by the attention that the readout token pays.
+      the dictionary; `evit` by the attention that the readout token pays;
+      `tome` and `crossget` take the tokens that are most alike (`matching`).
     gate: CIT (Eq. 7): heads vote with their mask, so a pruned head fades out.
-    combine: `drop`, or `merge` (one score-weighted token per layer takes the
-      place of the dropped ones, MADTP).
+    combine: `drop`; `merge` (one score-weighted token per layer takes the
+      place of the dropped ones, MADTP); or `match` (each goes into the most
+      similar one that stays, and attention weighs tokens by their size, ToMe).
     keep: `static` execution: tokens left after each layer, protected ones
       included. None is `mask` execution.
   """
@@ -54,6 +60,21 @@ class TokenPolicy:
   gate: bool = True
   combine: str = "drop"
   keep: tuple[int, ...] | None = None
+
+  @property
+  def halves(self) -> bool:
+    """Whether a layer loses at most half of its pool."""
+    return self.rule in _COUNTS
+
+  def by_layer(self, layers: int) -> "TokenPolicy":
+    """The policy with a theta for each layer, where it is a count.
+
+    What is left of a fraction goes in later layers.
+    """
+    if self.rule not in _COUNTS or self.keep is not None:
+      return self
+    gone = jnp.floor(self.theta * jnp.arange(layers + 1, dtype=jnp.float32))
+    return dataclasses.replace(self, theta=jnp.diff(gone))
 
 
 def token_scores(
@@ -96,129 +117,42 @@ def readout_attention(
   attention: Float[Array, "b h n n"], state: "TokenState"
 ) -> Float[Array, "b h n"]:
   """The attention that the readout token pays to the pool; CLS without one."""
-  first = jnp.arange(state.valid.shape[-1])[None] == 0
-  some = jnp.any(state.readout, axis=-1, keepdims=True)
-  query = jnp.where(some, state.readout, first).astype(jnp.float32)
-  row = jnp.einsum("bhqk,bq->bhk", attention.astype(jnp.float32), query)
+  row = jnp.einsum("bhqk,bq->bhk", attention.astype(jnp.float32), state.reader)
   return jnp.where(state.pool[:, None], row, 0.0)
-
-
-def madtp_scores(
-  attention: Float[Array, "b h n n"],
-  value: Float[Array, "b n h e"],
-  received: Float[Array, "b n"],
-  state: "TokenState",
-) -> Float[Array, "b n"]:
-  """MADTP's mean of three scores (spec `madtp.md` 1.2); 0 outside the pool.
-
-  The readout token's attention, each head weighed by the norm of the token's
-  own output of it; what the token receives; its best match in the dictionary.
-  Negative matches count 0: the authors' normaliser can vanish.
-
-  Args:
-    attention: softmaxed attention.
-    value: values of the heads.
-    received: `token_scores` without gate.
-    state: tokens entering the layer.
-  """
-  output = jnp.einsum("bhqk,bkhe->bqhe", attention, value)
-  norms = jnp.linalg.norm(output.astype(jnp.float32), axis=-1)
-  heads = norms / (jnp.sum(norms, axis=-1, keepdims=True) + 1e-8)
-  seen = jnp.einsum("bnh,bhn->bn", heads, readout_attention(attention, state))
-  match = jax.nn.relu(jnp.max(dictionary_match(state.x), axis=1))
-  match = jnp.where(state.pool, match, 0.0)
-  match = match / (jnp.sum(match, axis=-1, keepdims=True) + 1e-8)
-  return (seen + received + match) / 3.0
 
 
 def rule_scores(
   policy: TokenPolicy,
   attention: Float[Array, "b h n n"],
-  value: Float[Array, "b n h e"],
+  projected: Mapping[str, Float[Array, "b n h e"]],
   state: "TokenState",
   gate: Float[Array, " h"] | None,
   causal: bool,
 ) -> Float[Array, "b n"]:
-  """The token scores of a policy's rule; arguments as those above."""
+  """The token scores of a policy's rule.
+
+  Args:
+    policy: the rule.
+    attention: softmaxed attention.
+    projected: `query`, `key` and `value` of the heads.
+    state: tokens entering the layer.
+    gate: see `token_scores`, as is causal.
+  """
+  if policy.rule == "crossget":
+    return matching.guided_scores(
+      projected["query"], projected["key"], state.reader, state.pool
+    )
   if policy.rule == "evit":
     seen = jnp.sum(readout_attention(attention, state), axis=1)
     total = jnp.sum(seen, axis=-1, keepdims=True)
     return seen / jnp.where(total > 0, total, 1.0)
   scores = token_scores(attention, state.pool, gate, causal)
   if policy.rule == "madtp":
-    return madtp_scores(attention, value, scores, state)
+    seen = readout_attention(attention, state)
+    return token_rules.madtp_scores(
+      attention, projected["value"], seen, scores, state.x, state.pool
+    )
   return scores
-
-
-def keep_above(
-  scores: Float[Array, "b n"],
-  pool: Bool[Array, "b n"],
-  theta: Float[Array, ""] | float,
-) -> Bool[Array, "b n"]:
-  """The pool tokens that stay: S > theta / n_pool, at least one of them.
-
-  theta = 0 keeps every token, and so does a layer without live heads (its
-  scores are all 0 and say nothing).
-  """
-  n_pool = jnp.sum(pool, axis=-1, keepdims=True)
-  return _stay(scores, pool, scores > theta / jnp.maximum(n_pool, 1), theta)
-
-
-def _stay(scores, pool, above, theta):
-  """The pool tokens above a threshold, and whoever stays in any case."""
-  best = jnp.argmax(jnp.where(pool, scores, -1.0), axis=-1)
-  best = jnp.arange(scores.shape[-1])[None] == best[:, None]
-  scored = jnp.sum(scores, axis=-1, keepdims=True) > 0
-  return pool & (above | best | ~scored | (theta <= 0))
-
-
-def keep_share(
-  scores: Float[Array, "b n"],
-  pool: Bool[Array, "b n"],
-  theta: Float[Array, ""] | float,
-) -> Bool[Array, "b n"]:
-  """The best 1 / (1 + theta) of the pool, rounded up (EViT's keep rate)."""
-  order = jnp.argsort(jnp.where(pool, -scores, jnp.inf), axis=-1)
-  rank = jnp.argsort(order, axis=-1)
-  n_pool = jnp.sum(pool, axis=-1, keepdims=True)
-  return _stay(scores, pool, rank < jnp.ceil(n_pool / (1.0 + theta)), theta)
-
-
-def dictionary_match(x: Float[Array, "b n d"]) -> Float[Array, "b k n"]:
-  """MADTP's inner products of tokens with the entries of its dictionary.
-
-  The dictionary is drawn from N(0, 1) once for all models and layers and stays
-  as it is: at the published rates training moves an entry by 1e-2 at most
-  (spec `madtp.md` part 2).
-  """
-  shape = (DICTIONARY, x.shape[-1])
-  entries = jax.random.normal(jax.random.key(0), shape, jnp.float32)
-  return jnp.einsum("kd,bnd->bkn", entries, x.astype(jnp.float32))
-
-
-def keep_above_dictionary(
-  scores: Float[Array, "b n"],
-  pool: Bool[Array, "b n"],
-  x: Float[Array, "b n d"],
-  theta: Float[Array, ""] | float,
-) -> Bool[Array, "b n"]:
-  """The pool tokens that MADTP keeps: S > min_k sum_n P[k, n] S[n].
-
-  P is the softmax over the pool of the matches at temperature theta: each
-  entry of the dictionary points at its tokens, the weakest pointing is the
-  threshold. A high temperature points everywhere: the mean score.
-
-  Args:
-    scores: of the tokens.
-    pool: what the rule chooses from.
-    x: tokens entering the layer.
-    theta: temperature; 0 keeps every token.
-  """
-  match = dictionary_match(x) / jnp.maximum(theta, 1e-6)
-  pointing = jax.nn.softmax(jnp.where(pool[:, None], match, -1e30), axis=-1)
-  pooled = jnp.where(pool, scores, 0.0)
-  limit = jnp.min(jnp.einsum("bkn,bn->bk", pointing, pooled), axis=-1)
-  return _stay(scores, pool, scores > limit[:, None], theta)
 
 
 def keep_top(
@@ -284,7 +218,7 @@ def gather(array: Array, indices: Int[Array, "b k"]) -> Array:
 @typing.no_type_check
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["x", "valid", "protected", "readout"],
+  data_fields=["x", "valid", "protected", "readout", "size"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,16 +230,34 @@ class TokenState:
     valid: neither padding nor dropped.
     protected: never scored, never dropped.
     readout: the token that the model reads out (CIP gives it weight 1).
+    size: how many tokens of the input each holds; None where none merge.
   """
 
   x: Float[Array, "b n d"]
   valid: Bool[Array, "b n"]
   protected: Bool[Array, "b n"]
   readout: Bool[Array, "b n"]
+  size: Float[Array, "b n"] | None = None
 
   @property
   def pool(self) -> Bool[Array, "b n"]:
     return self.valid & ~self.protected
+
+  @property
+  def reader(self) -> Float[Array, "b n"]:
+    """1 at the readout token; at the first, CLS, where there is none."""
+    first = jnp.arange(self.valid.shape[-1])[None] == 0
+    some = jnp.any(self.readout, axis=-1, keepdims=True)
+    return jnp.where(some, self.readout, first).astype(jnp.float32)
+
+
+def sized(state: TokenState, policy: TokenPolicy) -> TokenState:
+  """The state that enters an encoder: sizes of 1 where tokens are matched."""
+  if policy.combine != "match":
+    return state
+  return dataclasses.replace(
+    state, size=jnp.ones(state.valid.shape, jnp.float32)
+  )
 
 
 def drop(
@@ -314,6 +266,7 @@ def drop(
   policy: TokenPolicy,
   layer: int | None,
   entered: Float[Array, "b n d"] | None = None,
+  key: Float[Array, "b n h e"] | None = None,
 ) -> TokenState:
   """The tokens that go on after this layer's attention.
 
@@ -324,34 +277,50 @@ def drop(
     layer: index of the layer; needed by `static` execution alone, where it
       picks the count.
     entered: activations before the attention; `madtp` reads them.
+    key: keys of the heads; `tome`, `crossget` and `match` read them.
   """
   if policy.combine not in COMBINE:
     raise ValueError(
       f"combine must be one of {COMBINE}, not {policy.combine!r}"
     )
-  pool, merge = state.pool, policy.combine == "merge"
-  if policy.keep is None:
-    if policy.rule == "madtp":
-      keep = keep_above_dictionary(scores, pool, entered, policy.theta)
-    elif policy.rule == "evit":
-      keep = keep_share(scores, pool, policy.theta)
-    else:
-      keep = keep_above(scores, pool, policy.theta)
-    x = state.x
-    if merge:
-      x, keep = merge_dropped(x, scores, pool, keep)
-    return dataclasses.replace(
-      state, x=x, valid=state.valid & (keep | state.protected)
+  pool, static = state.pool, policy.keep is not None
+  count = state.x.shape[1]
+  if static:
+    count = min(policy.keep[layer], count)
+    if count == state.x.shape[1]:
+      return state
+  merge, match = policy.combine == "merge", policy.combine == "match"
+  order, alike = scores, None
+  if policy.rule == "tome":
+    alike, order = matching.bipartite(key, pool)
+  elif policy.rule == "crossget":
+    alike, order = matching.complete(key, pool, scores)
+  elif match:
+    alike = matching.similarity(key.reshape(*pool.shape, -1), pool)
+
+  if static:
+    # The merged token needs a slot of its own.
+    protected = state.protected & state.valid
+    keep = keep_top(order, pool, protected, count - merge)
+  elif policy.rule in _COUNTS:
+    keep = matching.keep_last(order, pool, policy.theta)
+  elif policy.rule == "madtp":
+    keep = token_rules.keep_above_dictionary(
+      scores, pool, entered, policy.theta
     )
-  count = min(policy.keep[layer], state.x.shape[1])
-  if count == state.x.shape[1]:
-    return state
-  # The merged token needs a slot of its own.
-  protected = state.protected & state.valid
-  keep = keep_top(scores, pool, protected, count - merge)
-  x = state.x
+  elif policy.rule == "evit":
+    keep = token_rules.keep_share(scores, pool, policy.theta)
+  else:
+    keep = token_rules.keep_above(scores, pool, policy.theta)
+  x, size = state.x, state.size
   if merge:
     x, keep = merge_dropped(x, scores, pool, keep)
+  elif match:
+    weight = size * scores if policy.rule == "crossget" else size
+    x, size = matching.absorb(x, size, weight, alike, pool & ~keep, pool & keep)
+  state = dataclasses.replace(state, x=x, size=size)
+  if not static:
+    valid = state.valid & (keep | state.protected)
+    return dataclasses.replace(state, valid=valid)
   indices = gather_indices(keep, count)
-  state = dataclasses.replace(state, x=x)
   return jax.tree.map(lambda array: gather(array, indices), state)

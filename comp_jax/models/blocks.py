@@ -86,7 +86,8 @@ class Attention(nn.Module):
   """Multi-head attention over masked heads or channels.
 
   Returns the residual update's input `out(A v)`, the token scores (None for
-  cross-attention) and the hidden units that the output matrix reads.
+  cross-attention), the hidden units that the output matrix reads and the keys
+  of what entered.
 
   A decoder that writes one token at a time keeps keys and values: those of
   its own tokens in the collection `cache`, those of its source, which stay as
@@ -109,7 +110,7 @@ class Attention(nn.Module):
     source: Source | None = None,
     weights: Float[Array, "b n"] | None = None,
   ):
-    """The update, the scores and the hidden units.
+    """The update, the scores, the hidden units and the keys.
 
     Args:
       y: what queries read, and keys and values without a source.
@@ -147,6 +148,9 @@ class Attention(nn.Module):
         "bqhe,bkhe->bhqk", query, key, preferred_element_type=jnp.float32
       )
       logits = logits * spec.scale_width**-0.5
+      if source is None and state.size is not None:
+        # A token that holds several is seen as often.
+        logits = logits + jnp.log(state.size)[:, None, None]
       valid = readable[:, None, None]
       if spec.causal and source is None and not writes:
         # Dropping keeps the order, so positions in the row still tell it.
@@ -155,6 +159,7 @@ class Attention(nn.Module):
 
     # Kept as masked: a mask must not act twice on a cached key.
     untapped = {name: masked(z) for name, z in project.items()}
+    fresh = untapped.get("key")
     if source is None:
       kept, readable = self._cached(untapped, state.valid)
     else:
@@ -169,7 +174,7 @@ class Attention(nn.Module):
       gate = mask if policy.gate and by_head else None
       scores = jax.lax.stop_gradient(
         tokens_lib.rule_scores(
-          policy, attention, value, state, gate, spec.causal
+          policy, attention, untapped, state, gate, spec.causal
         )
       )
     if probe is not None:
@@ -192,7 +197,7 @@ class Attention(nn.Module):
       value = tapped["value"]
     hidden = jnp.einsum("bhqk,bkhe->bqhe", attention.astype(value.dtype), value)
     out = Projection(units, (spec.width,), spec.dtype, name="out")(hidden)
-    return out, scores, hidden
+    return out, scores, hidden, fresh
 
   def _cached(self, projected: Mapping, valid: Bool[Array, "b n"]):
     """Own keys and values, those of earlier tokens too, and their validity."""

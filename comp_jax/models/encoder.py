@@ -4,6 +4,7 @@ The same layer serves a dense, a masked and a compact model; ViT and BERT
 differ in where the LayerNorms stand.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,14 +63,19 @@ class EncoderLayer(nn.Module):
     first, spec = self.spec.norm_first, self.spec
 
     y = self._norm("norm1", state.x) if first else state.x
-    update, scores, attended = blocks.Attention(
+    update, scores, attended, key = blocks.Attention(
       spec, self.layer, self.estimator, name="attention"
     )(y, state, masks.get("attn"), probes.get("attn"), policy)
     x = self._residual(state.x, update, "layer_scale1")
     if not first:
       x = self._norm("norm1", x)
     state = tokens_lib.drop(
-      _replace_x(state, x), scores, policy, self.index, state.x
+      dataclasses.replace(state, x=x),
+      scores,
+      policy,
+      self.index,
+      state.x,
+      jax.lax.stop_gradient(key),
     )
 
     weights = None
@@ -85,7 +91,7 @@ class EncoderLayer(nn.Module):
       for name, widths, source in zip(
         self.layer.cross_names, self.layer.cross, sources, strict=True
       ):
-        update, _, crossed[name] = blocks.Attention(
+        update, _, crossed[name], _ = blocks.Attention(
           spec, widths, self.estimator, name=name
         )(
           state.x,
@@ -98,7 +104,7 @@ class EncoderLayer(nn.Module):
         )
         updates.append(update)
       x = state.x + _joined(updates, merge)
-      state = _replace_x(state, self._norm("norm_cross", x))
+      state = dataclasses.replace(state, x=self._norm("norm_cross", x))
     y = self._norm("norm2", state.x) if first else state.x
     update, hidden = blocks.Mlp(spec, self.layer, self.estimator, name="mlp")(
       y, masks.get("mlp"), probes.get("mlp"), weights
@@ -106,7 +112,7 @@ class EncoderLayer(nn.Module):
     x = self._residual(state.x, update, "layer_scale2")
     if not first:
       x = self._norm("norm2", x)
-    state = _replace_x(state, x)
+    state = dataclasses.replace(state, x=x)
 
     statistics = {
       "scores": scores,
@@ -141,15 +147,6 @@ def _joined(updates, merge):
   x = jnp.concatenate(updates, axis=-1)
   kernel, bias = (leaf.astype(x.dtype) for leaf in merge)
   return jnp.einsum("bnd,dc->bnc", x, kernel) + bias[None, None]
-
-
-def _replace_x(state, x):
-  return tokens_lib.TokenState(
-    x=x,
-    valid=state.valid,
-    protected=state.protected,
-    readout=state.readout,
-  )
 
 
 def _survivors(scores, after):
@@ -203,6 +200,8 @@ class Encoder(nn.Module):
       raise ValueError(
         f"{len(policy.keep)} static counts for {spec.depth} layers"
       )
+    state, policy = tokens_lib.sized(state, policy), policy.by_layer(spec.depth)
+    varies = jnp.ndim(policy.theta) > 0
     valid = state.valid
     pending = None
     if estimator is not None and estimator.kind == "wanda":
@@ -220,7 +219,7 @@ class Encoder(nn.Module):
         make,
         variable_axes={"params": 0, "cache": 0, "seen": 0},
         split_rngs={"params": True},
-        in_axes=(0, 0, nn.broadcast, nn.broadcast, 0),
+        in_axes=(0, 0, 0 if varies else nn.broadcast, nn.broadcast, 0),
         length=spec.depth,
         unroll=spec.unroll,
       )(spec, spec.uniform, estimator, name="layers")
@@ -237,7 +236,7 @@ class Encoder(nn.Module):
           carry,
           None if masks is None else pick(masks),
           None if probes is None else pick(probes),
-          policy,
+          pick(policy) if varies else policy,
           sources,
           merges[index],
         )

@@ -72,6 +72,23 @@ _RECIPES = (
     prunes="tokens",
     **_PLAIN,
   ),
+  # The same number of image tokens in every layer, each into its likeness.
+  recipe_lib.Recipe(
+    name="tome",
+    score="magnitude",
+    rule="tome",
+    combine="match",
+    prunes="vision_tokens",
+    **_PLAIN,
+  ),
+  recipe_lib.Recipe(
+    name="crossget",
+    score="magnitude",
+    rule="crossget",
+    combine="match",
+    prunes="vision_tokens",
+    **_PLAIN,
+  ),
 )
 RECIPES: Mapping[str, recipe_lib.Recipe] = {r.name: r for r in _RECIPES}
 

@@ -27,7 +27,7 @@ class Recipe:
     reduce: taylor: `signed` or `abs`.
     standardise: how scores of different layers are compared.
     rule: how tokens are scored and which stay (`tokens.TokenPolicy`).
-    combine: what becomes of dropped tokens: `drop` or `merge`.
+    combine: what becomes of dropped tokens: `drop`, `merge` or `match`.
     schedule: `mps` chooses one mode per stage by remembered costs;
       `lookahead` by the costs of a trial step of every live mode, taken anew
       in each stage; `round_robin` takes the live modes in turn; `together`
@@ -35,7 +35,8 @@ class Recipe:
       parameters and tokens, one theta for all towers; `params_first` and
       `tokens_first` raise all modes of one kind until half of the MACs are
       gone, then those of the other.
-    prunes: `params`, `tokens` or `all`: the modes that it knows.
+    prunes: the modes that it knows: `params`, `tokens`, `all`, or
+      `vision_tokens` alone.
     accumulate: over what the scores of units are gathered: a `stage`, or the
       whole `search`.
     fade: over what marked units fade to 0. `stage`: they are gone after it.
@@ -73,7 +74,7 @@ class Recipe:
       ("rule", tokens.RULES),
       ("combine", tokens.COMBINE),
       ("schedule", SCHEDULES),
-      ("prunes", ("params", "tokens", "all")),
+      ("prunes", ("params", "tokens", "vision_tokens", "all")),
       ("accumulate", SPANS),
       ("fade", SPANS),
     ):

@@ -84,7 +84,9 @@ def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
   for mode, tower in prunable.token_modes.items():
     if mode in allowed:
       counts[tower] = prunable_lib.floor_counts(
-        counts[tower], prunable.protected[tower]
+        counts[tower],
+        prunable.protected[tower],
+        stage.objective.policy.halves,
       )
   return float(stage.macs(masks, counts))
 

@@ -24,13 +24,14 @@ def show(config: ml_collections.ConfigDict) -> None:
     )
     for tower, lengths in valid.items()
   }
-  removable = job.stage.prunable.removable(job.stage.ones, counts) / dense
+  halves = job.stage.objective.policy.halves
+  removable = job.stage.prunable.removable(job.stage.ones, counts, halves)
   table = rich.table.Table(title=f"{config.name}: what each mode can remove")
   table.add_column("mode")
   table.add_column("alone, of dense MACs", justify="right")
   for mode, fraction in zip(job.stage.prunable.modes, removable, strict=True):
     off = job.stage.allowed is not None and mode not in job.stage.allowed
-    table.add_row(mode, "off" if off else f"{float(fraction):.1%}")
+    table.add_row(mode, "off" if off else f"{float(fraction / dense):.1%}")
   console.print(table)
   floor = costs.floor(job.stage, valid)
   lines = {
@@ -40,7 +41,8 @@ def show(config: ml_collections.ConfigDict) -> None:
     "floor of all modes together": f"{floor:.1%} of dense",
     "floors per layer": (
       f"{config.model.min_heads} heads, {config.model.min_neurons} neurons, "
-      "1 token beside the protected ones"
+      + ("half of the tokens that enter" if halves else "1 token")
+      + " beside the protected ones"
     ),
     "stages": (
       f"{config.prune.warmup_stages} to warm up, about "

@@ -87,17 +87,21 @@ class Thresholds:
   @property
   def modes(self) -> tuple[str, ...]:
     """The modes that may prune: of the recipe's kind, and allowed."""
+    prunes = self.recipe.prunes
     known = {
       "params": self.prunable.param_modes,
       "tokens": tuple(self.prunable.token_modes),
       "all": self.prunable.modes,
-    }[self.recipe.prunes]
-    return tuple(m for m in known if self.allowed is None or m in self.allowed)
+    }.get(prunes, (prunes,))
+    allowed = self.prunable.modes if self.allowed is None else self.allowed
+    return tuple(m for m in self.prunable.modes if m in known and m in allowed)
 
   def removable(self, state: state_lib.SearchState) -> Float[Array, " m"]:
     """What each mode can still remove, as a fraction of dense."""
     may = jnp.array([m in self.modes for m in self.prunable.modes])
-    macs = self.prunable.removable(state.masks, state.counts)
+    macs = self.prunable.removable(
+      state.masks, state.counts, self.objective.policy.halves
+    )
     return jnp.where(may, macs, 0.0) / self.settings.dense_macs
 
   def exhausted(self, removable: Float[Array, " m"]) -> Bool[Array, " m"]:

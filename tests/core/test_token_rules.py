@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from comp_jax.core import tokens
+from comp_jax.core import token_rules, tokens
 
 B, H, N, D, E = 3, 2, 10, 6, 3
 LENGTHS = (10, 7, 9)
@@ -48,7 +48,8 @@ def _read(rule, theta, attention, value, x, readout, pool):
   output = [attention[h] @ value[:, h] for h in range(heads)]
   seen, received, match = (np.zeros(len(pool)) for _ in range(3))
   entries = np.asarray(
-    jax.random.normal(jax.random.key(0), (tokens.DICTIONARY, D)), np.float64
+    jax.random.normal(jax.random.key(0), (token_rules.DICTIONARY, D)),
+    np.float64,
   )
   inner = entries @ x[pool].T
   for i, n in enumerate(pool):
@@ -79,7 +80,9 @@ def test_a_rule_is_its_numpy_reading(rule, theta):
   def run(attention, value, x, after, *marks):
     names = ("valid", "protected", "readout")
     state = tokens.TokenState(x=x, **dict(zip(names, marks, strict=True)))
-    scores = tokens.rule_scores(policy, attention, value, state, None, False)
+    scores = tokens.rule_scores(
+      policy, attention, {"value": value}, state, None, False
+    )
     state = dataclasses.replace(state, x=after)
     return scores, tokens.drop(state, scores, policy, None, x)
 
@@ -125,12 +128,12 @@ def test_a_warm_dictionary_points_everywhere():
   pool = jnp.asarray(valid & ~protected)
   scores = jnp.where(pool, jax.random.uniform(jax.random.key(1), (B, N)), 0.0)
   x = jnp.asarray(x, jnp.float32)
-  warm = tokens.keep_above_dictionary(scores, pool, x, 1e6)
+  warm = token_rules.keep_above_dictionary(scores, pool, x, 1e6)
   total = jnp.sum(scores, -1, keepdims=True)
   np.testing.assert_array_equal(
-    warm, tokens.keep_above(scores / total, pool, 1.0)
+    warm, token_rules.keep_above(scores / total, pool, 1.0)
   )
-  off = tokens.keep_above_dictionary(scores, pool, x, 0.0)
+  off = token_rules.keep_above_dictionary(scores, pool, x, 0.0)
   np.testing.assert_array_equal(off, pool)
 
 
@@ -139,7 +142,7 @@ def test_more_theta_keeps_fewer_down_to_one():
   pool = jnp.asarray(valid & ~protected)
   scores = jnp.where(pool, 1.0 + jnp.arange(N, dtype=jnp.float32)[None], 0.0)
   keeps = [
-    np.asarray(tokens.keep_share(scores, pool, theta))
+    np.asarray(token_rules.keep_share(scores, pool, theta))
     for theta in (0.0, 0.5, 2.0, 1e3)
   ]
   for more, fewer in zip(keeps[:-1], keeps[1:], strict=True):

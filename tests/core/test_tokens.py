@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from comp_jax.core import tokens
+from comp_jax.core import token_rules, tokens
 from comp_jax.models import encoder as encoder_lib
 from comp_jax.models import specs
 from tests.core import reference
@@ -137,14 +137,14 @@ def test_a_layer_without_live_heads_scores_nothing_and_drops_nothing():
   attention = jnp.asarray(_attention(rng), jnp.float32)
   scores = _token_scores(attention, pool, jnp.zeros(H))
   assert not np.any(scores)
-  kept = tokens.keep_above(scores, pool, 5.0)
+  kept = token_rules.keep_above(scores, pool, 5.0)
   np.testing.assert_array_equal(kept, pool)
   # The same in a compact layer, where the heads are gone.
   scores = tokens.token_scores(attention[:, :0], pool, None)
   assert not np.any(scores)
 
 
-_keep_above = jax.jit(tokens.keep_above)
+_keep_above = jax.jit(token_rules.keep_above)
 
 
 @FEW
@@ -187,7 +187,7 @@ def test_rule_is_relative_to_the_mean_of_the_tokens_that_are_left():
   pool = jnp.array([[True] * 4 + [False] * 4])
   scores = jnp.array([[0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0]])
   # The mean over the pool is 1/4 (over all tokens it would be 1/8).
-  kept = tokens.keep_above(scores, pool, 1.0)
+  kept = token_rules.keep_above(scores, pool, 1.0)
   assert np.flatnonzero(kept).tolist() == [0, 1]
 
 

@@ -217,6 +217,8 @@ def test_bfloat16_runs_and_stays_close():
     ("drop", "end", "mean", 0.8),
     ("merge", "cls", "madtp", 30.0),
     ("merge", "end", "evit", 0.8),
+    ("match", "cls", "tome", 2.5),
+    ("match", "mean", "crossget", 2.5),
   ],
 )
 def test_mask_execution_equals_static_at_equal_counts(
@@ -266,7 +268,8 @@ def test_static_counts_need_unrolled_layers():
 
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(
-  ("combine", "readout"), [("drop", "mean"), ("merge", "mean"), ("drop", "end")]
+  ("combine", "readout"),
+  [("drop", "mean"), ("merge", "mean"), ("match", "mean"), ("drop", "end")],
 )
 def test_padding_and_batch_composition_change_nothing(combine, readout, static):
   model, params = _model(readout=readout)

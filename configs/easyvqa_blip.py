@@ -1,9 +1,22 @@
 """Questions about one coloured shape: BLIP's question answering in small.
 
+The towers begin as those of `emoji_tiny`, the rest at random. `question_only`,
+reported beside `accuracy`, is what train's most frequent answer to the same
+words reaches: 0.667 on test.
+
   pip install --no-deps easy-vqa==1.0
   python train.py --config=configs/easyvqa_blip.py --workdir=runs/easyvqa_dense
   python prune.py --config=configs/easyvqa_blip.py \\
     --workdir=runs/easyvqa_comp_0.7 --config.ratio=0.7
+
+`--config.task.rank=0` writes the answers freely instead of ranking the 13.
+It has not been run to the end yet, so there are no expected accuracies here.
+Stopped after 540 steps, its training loss was 2.82 over steps 400 to 500 and
+2.76 after that; 3.03 is the least without the image, 2.78 with the colours that
+are asked for, 2.36 with all answers. From random weights, with four vision
+layers and a rate of 1e-3, it came to the mark of the colours (2.05; 2.27
+without the image) in 600 steps and stayed there until it was stopped at 880; at
+32 pixels it stayed near 2.27 for all of 500 steps.
 """
 
 import ml_collections
@@ -16,12 +29,12 @@ def get_config() -> ml_collections.ConfigDict:
   c.name = "easyvqa_blip"
   c.checkpoint = "runs/easyvqa_dense/model"
   c.data.name = "easy_vqa"
-  c.data.text_length = 16
+  c.data.text_length = 24
   c.data.report_splits = ("test",)
   # Colours and whole shapes are asked for: nothing is tinted or cut.
   c.data.augment.crop_scale = (1.0, 1.0)
   c.task.answers = 1
-  c.task.answer_length = 4
+  c.task.answer_length = 6
   # All there are.
   c.task.rank = 13
   c.model.preset = "tiny_vqa"
@@ -34,6 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.learning_rate = 3e-4
   c.finetune.steps = 200
   c.finetune.learning_rate = 5e-4
+  c.train.towers = "assets/emoji_tiny"
+  c.train.learning_rate = 5e-4
   c.train.steps = 2400
   c.train.batch_size = 32
   c.train.warmup = 100

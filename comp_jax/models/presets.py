@@ -24,7 +24,6 @@ def tiny(
   max_length: int = 32,
   sep_id: int = 3,
   joint_width: int = 96,
-  vision_depth: int = 6,
   **options: Any,
 ) -> specs.TwoTowerSpec:
   """About 1 M parameters for 64-pixel images, to train from scratch.
@@ -35,7 +34,6 @@ def tiny(
     max_length: rows of the text's position table.
     sep_id: token id of [SEP]; 3 in a tokenizer that the project trained.
     joint_width: width of the joint space.
-    vision_depth: layers of the vision tower.
     **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
   """
   return specs.TwoTowerSpec(
@@ -44,7 +42,7 @@ def tiny(
       patch_size=8,
       encoder=specs.encoder(
         width=96,
-        depth=vision_depth,
+        depth=6,
         heads=6,
         mlp=384,
         norm_first=True,
@@ -79,7 +77,6 @@ def tiny_blip(
   max_length: int = 32,
   sep_id: int = 3,
   bos_id: int = 2,
-  vision_depth: int = 6,
   **options: Any,
 ) -> specs.ModelSpec:
   """The tiny towers as a BLIP for 64-pixel images.
@@ -91,7 +88,6 @@ def tiny_blip(
     max_length: rows of the text's position table.
     sep_id: token id of [SEP]; 3 in a tokenizer that the project trained.
     bos_id: token id that answers begin with; 2 is [CLS] in such a tokenizer.
-    vision_depth: layers of the vision tower.
     **options: fields of all `EncoderSpec`s: granularity, dtype, remat, unroll.
   """
   words = {
@@ -99,9 +95,7 @@ def tiny_blip(
     "max_length": max_length,
     "sep_id": sep_id,
   }
-  pair = tiny(
-    image_size=image_size, vision_depth=vision_depth, **words, **options
-  )
+  pair = tiny(image_size=image_size, **words, **options)
   vision = dataclasses.replace(pair.vision, readout="tokens")
 
   def looking(depth=3, **more):
@@ -366,7 +360,7 @@ FROM_SCRATCH = ("tiny", "tiny_nlvr", "tiny_vqa")
 NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "tiny": tiny,
   "tiny_nlvr": functools.partial(tiny_blip, family="nlvr"),
-  "tiny_vqa": functools.partial(tiny_blip, family="vqa", vision_depth=4),
+  "tiny_vqa": functools.partial(tiny_blip, family="vqa"),
   "dinov2_s14_minilm": dinov2_s14_minilm,
   "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,
   "blip_matching": functools.partial(blip_base, family="matching"),

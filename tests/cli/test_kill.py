@@ -1,5 +1,6 @@
 """prune.py killed with SIGKILL in two phases ends with the same bits."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,14 +9,21 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 import comp_jax
+from comp_jax.interop import store
+from comp_jax.models import families
+from tests.train import kit
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
   "--config=configs/emoji_tiny.py",
+  "--config.model.preset=",
+  "--config.model.image_size=16",
+  "--config.model.min_neurons=4",
   "--config.ratio=0.3",
   "--config.prune.num_stages=3",
   "--config.prune.max_stages=4",
@@ -43,9 +51,30 @@ def environment(tmp_path_factory):
   }
 
 
-def start(workdir, environment):
-  return subprocess.Popen(
-    [sys.executable, "prune.py", *SMALL, f"--workdir={workdir}"],
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+  """A dense model that costs next to nothing, with the words of the assets."""
+  path = tmp_path_factory.mktemp("dense") / "model"
+  spec = kit.spec()
+  text = dataclasses.replace(spec.text, vocab_size=2048, max_length=24)
+  spec = dataclasses.replace(spec, text=text)
+  store.save(
+    path,
+    params=jax.device_get(families.initial_params(spec, 0)),
+    spec=spec,
+    policies={},
+    tokenizer_json=(ROOT / "assets/emoji_tiny/tokenizer.json").read_text(),
+    recipe={"name": "random"},
+  )
+  return path
+
+
+@pytest.fixture
+def run(dense, environment):
+  """Starts a run in a workdir."""
+  command = [sys.executable, "prune.py", *SMALL, f"--config.checkpoint={dense}"]
+  return lambda workdir: subprocess.Popen(
+    [*command, f"--workdir={workdir}"],
     cwd=ROOT,
     env=environment,
     stdout=subprocess.PIPE,
@@ -54,15 +83,15 @@ def start(workdir, environment):
   )
 
 
-def finish(workdir, environment):
-  process = start(workdir, environment)
+def finish(run, workdir):
+  process = run(workdir)
   output, _ = process.communicate(timeout=600)
   assert process.returncode == 0, output
   return json.loads((workdir / "report.json").read_text())
 
 
-def kill_once_there(path, workdir, environment):
-  process = start(workdir, environment)
+def kill_once_there(path, run, workdir):
+  process = run(workdir)
   deadline = time.monotonic() + 600
   while not path.exists():
     assert process.poll() is None, process.communicate()[0]
@@ -73,12 +102,12 @@ def kill_once_there(path, workdir, environment):
   assert not (workdir / "report.json").exists()
 
 
-def test_a_killed_run_ends_like_one_that_was_left_alone(environment, tmp_path):
+def test_a_killed_run_ends_like_one_that_was_left_alone(run, tmp_path):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  expected = finish(whole, environment)
-  kill_once_there(killed / "checkpoints/search/2", killed, environment)
-  kill_once_there(killed / "checkpoints/finetune/1", killed, environment)
-  found = finish(killed, environment)
+  expected = finish(run, whole)
+  kill_once_there(killed / "checkpoints/search/2", run, killed)
+  kill_once_there(killed / "checkpoints/finetune/1", run, killed)
+  found = finish(run, killed)
 
   for name in ("model/model.safetensors", "model/spec.json"):
     assert (killed / name).read_bytes() == (whole / name).read_bytes()
@@ -94,7 +123,7 @@ def test_a_killed_run_ends_like_one_that_was_left_alone(environment, tmp_path):
   assert 0.995 * target <= expected["macs"]["final"] <= target
   model = comp_jax.load(whole / "model")
   sizes = {layer.mlp for layer in model.spec.vision.encoder.layers}
-  assert max(sizes) <= 384
+  assert max(sizes) <= 48
   size = sum(np.size(x) for x in _leaves(model.params))
   assert size == expected["params"]["final"] <= expected["params"]["dense"]
 

@@ -61,7 +61,7 @@ def test_emoji_examples(emoji):
 
 
 def test_no_country_flags(emoji):
-  path = sources._ASSETS / "emoji" / emoji_module.FILE
+  path = emoji_module.Emoji.own_source() / emoji_module.FILE
   rows = records.read_parquet(path, ("code", "subgroup"))
   flags = {r["code"] for r in rows if r["subgroup"] == "country flags"}
   seen = {

@@ -158,7 +158,7 @@ def test_masks_of_ones_and_theta_0_change_nothing(name):
   same, _ = kit.apply(
     MODELS[name], PARAMS_OF[name], BATCH, masks, policies=policies
   )
-  close(same, plain, atol=1e-6)
+  close(same, plain, atol=5e-6)
 
 
 @every_model
@@ -339,7 +339,9 @@ def test_a_decoders_valid_tokens_weigh_alike_in_cip(name):
     )[1][tower]["moments"]
     for cip in (True, False)
   ]
-  close(*moments, atol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *moments
+  )
 
 
 @pytest.mark.parametrize("name", ["caption", "vqa"])

@@ -55,11 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
   # A name cut short would be no name.
   console.width = max(console.width, _WIDTH)
   for result in comparisons:
-    console.print(rich.text.Text(result.title, style="bold"))
-    for grid in comparison.grids(result):
-      console.print(tables.terminal(grid))
-    for line in comparison.notes(result):
-      console.print(rich.text.Text(line, style="dim"))
+    tables.print_part(
+      console, result.title, comparison.grids(result), comparison.notes(result)
+    )
   for line in comparison.omissions(left_out):
     console.print(rich.text.Text(f"left out: {line}"), soft_wrap=True)
   if arguments.out:

@@ -10,6 +10,7 @@ import rich.console
 import rich.table
 
 from comp_jax import errors
+from comp_jax.cli import diagnostics
 from comp_jax.core import cost as cost_lib
 from comp_jax.interop import load as load_lib
 from comp_jax.models import families, macs, presets, specs, towers
@@ -24,7 +25,7 @@ _ANSWER_TOKENS = 5
 
 def add(verbs: argparse._SubParsersAction) -> None:
   """Declares the verb."""
-  parser = verbs.add_parser("inspect", help="look into a model")
+  parser = verbs.add_parser("inspect", help="look into a model, or into runs")
   what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
   cost = what.add_parser("cost", help="MACs and parameters, layer by layer")
   cost.add_argument(
@@ -40,6 +41,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     f"else {_BERT_TOKENS})",
   )
   cost.set_defaults(run=run)
+  diagnostics.add(what)
 
 
 def run(arguments: argparse.Namespace) -> None:

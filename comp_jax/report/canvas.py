@@ -8,6 +8,7 @@ import matplotlib
 import matplotlib.axes
 import matplotlib.figure
 import matplotlib.lines
+import matplotlib.patches
 import numpy as np
 
 from comp_jax.report import style, text
@@ -61,6 +62,75 @@ def mode_handles(
     )
     for mode in style.order(modes)
   ]
+
+
+def mode_patch(
+  axes: matplotlib.axes.Axes,
+  corner: tuple[float, float],
+  width: float,
+  height: float,
+  mode: str,
+  theme: style.Theme,
+) -> None:
+  """Nothing; fills a rectangle, a band for each of several modes.
+
+  Args:
+    axes: to draw on.
+    corner: lower left.
+    width: of the rectangle.
+    height: of the rectangle.
+    mode: of one stage, maybe several at once ("a+b").
+    theme: of the page.
+  """
+  x, y = corner
+  modes = style.parts(mode)
+  band = height / len(modes)
+  for index, each in enumerate(reversed(modes)):
+    axes.add_patch(
+      matplotlib.patches.Rectangle(
+        (x, y + index * band),
+        width,
+        band,
+        facecolor=style.colour(each),
+        edgecolor=theme.surface,
+        linewidth=1.2,
+      )
+    )
+
+
+def mode_strip(
+  axes: matplotlib.axes.Axes,
+  stages: collections.abc.Sequence[collections.abc.Mapping[str, Any]],
+  label: str,
+  theme: style.Theme,
+) -> None:
+  """Nothing; draws the mode of every stage, a star on explored ones."""
+  for side in axes.spines.values():
+    side.set_visible(False)
+  axes.set_facecolor("none")
+  axes.set_ylim(0, 1)
+  axes.set_yticks([])
+  for stage in stages:
+    corner = (stage["index"] - 0.5, 0)
+    mode_patch(axes, corner, 1, 1, stage["mode"], theme)
+  explored = [stage["index"] for stage in stages if stage["explored"]]
+  axes.plot(
+    explored,
+    [0.5] * len(explored),
+    linestyle="none",
+    marker="*",
+    markersize=9,
+    color="#FFFFFF",
+    markeredgecolor="#1B1F24",
+    markeredgewidth=0.6,
+  )
+  axes.set_ylabel(label, rotation=0, ha="right", va="center")
+  axes.yaxis.label.set(color=theme.muted, fontsize=FONT)
+
+
+def explored_handle(theme: style.Theme) -> matplotlib.lines.Line2D:
+  """The legend entry of the stars."""
+  return handle("explored", theme, marker="*", color=theme.ink, markersize=9)
 
 
 def legend(

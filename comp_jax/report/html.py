@@ -14,6 +14,7 @@ from comp_jax.report import (
   plots,
   runs,
   schema,
+  section,
   structure,
   style,
   tables,
@@ -157,25 +158,47 @@ def comparison_page(
   left_out: collections.abc.Sequence[runs.LeftOut],
 ) -> str:
   """The whole page of a comparison, one section per model."""
-  body = []
-  for result in comparisons:
-    body.append(f"<h2>{_escape(result.title)}</h2>\n")
-    body.append(
-      _figure(
-        "Fine-tuned models: the metric over their MACs, with the interval over "
-        "seeds where there are several.",
-        "Metric against MACs, a line per recipe",
-        lambda dark, result=result: curves.cost(result, dark=dark),
-      )
+  sections = [
+    section.Section(
+      title=result.title,
+      figures=(
+        section.Figure(
+          name="cost",
+          caption="Fine-tuned models: the metric over their MACs, with the "
+          "interval over seeds where there are several.",
+          alt="Metric against MACs, a line per recipe",
+          draw=lambda dark, result=result: curves.cost(result, dark=dark),
+        ),
+      ),
+      grids=tuple(comparison.grids(result)),
+      notes=tuple(comparison.notes(result)),
     )
-    for grid in comparison.grids(result):
-      body.append(f"<h3>{_escape(grid.title)}</h3>\n{_table(grid)}")
-    body.append(_list(comparison.notes(result)))
+    for result in comparisons
+  ]
   if left_out:
-    body.append("<h2>Left out</h2>\n")
-    body.append(_list(comparison.omissions(left_out)))
+    lines = tuple(comparison.omissions(left_out))
+    sections.append(section.Section(title="Left out", notes=lines))
   subtitle = ", ".join(dict.fromkeys(result.name for result in comparisons))
-  return _document("Comparison", subtitle, body, "compare.csv")
+  return sections_page("Comparison", subtitle, sections, "compare.csv")
+
+
+def sections_page(
+  title: str,
+  subtitle: str,
+  sections: collections.abc.Sequence[section.Section],
+  data: str,
+) -> str:
+  """The whole page of some sections; `data` is the file beside it."""
+  body = []
+  for part in sections:
+    body.append(f"<h2>{_escape(part.title)}</h2>\n")
+    for figure in part.figures:
+      body.append(_figure(figure.caption, figure.alt, figure.draw))
+    for grid in part.grids:
+      body.append(f"<h3>{_escape(grid.title)}</h3>\n{_table(grid)}")
+    if part.notes:
+      body.append(_list(part.notes))
+  return _document(title, subtitle, body, data)
 
 
 def _document(

@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import matplotlib.axes
-import matplotlib.patches
 import matplotlib.ticker
 import numpy as np
 
@@ -53,7 +52,7 @@ def stages(
   cost = figure.add_subplot(grid[1], sharex=strip)
   metric = figure.add_subplot(grid[2], sharex=strip)
   x = np.array([stage["index"] for stage in stages], float)
-  _mode_strip(strip, stages, x, theme)
+  canvas.mode_strip(strip, stages, "Mode", theme)
   for axes in (cost, metric):
     canvas.dress(axes, theme)
     for stage, at in zip(stages, x, strict=True):
@@ -122,13 +121,11 @@ def stages(
   for axes in (strip, cost):
     axes.tick_params(labelbottom=False, bottom=False)
 
-  handles = canvas.mode_handles({stage["mode"] for stage in stages}, theme)
+  modes = {stage["mode"] for stage in stages}
+  modes = modes.union(*map(style.parts, modes))
+  handles = canvas.mode_handles(modes, theme)
   if any(stage["explored"] for stage in stages):
-    handles.append(
-      canvas.handle(
-        "explored", theme, marker="*", color=theme.ink, markersize=9
-      )
-    )
+    handles.append(canvas.explored_handle(theme))
   handles.append(
     canvas.handle("right after pruning", theme, marker="_", color=theme.muted)
   )
@@ -244,40 +241,6 @@ def costs(
     )
   canvas.legend(figure, handles, theme)
   return canvas.encode(figure, format)
-
-
-def _mode_strip(
-  axes: matplotlib.axes.Axes, stages: Stages, x: np.ndarray, theme: style.Theme
-) -> None:
-  for side in axes.spines.values():
-    side.set_visible(False)
-  axes.set_facecolor("none")
-  axes.set_ylim(0, 1)
-  axes.set_yticks([])
-  for stage, at in zip(stages, x, strict=True):
-    axes.add_patch(
-      matplotlib.patches.Rectangle(
-        (at - 0.5, 0),
-        1,
-        1,
-        facecolor=style.colour(stage["mode"]),
-        edgecolor=theme.surface,
-        linewidth=1.2,
-      )
-    )
-  explored = [at for at, s in zip(x, stages, strict=True) if s["explored"]]
-  axes.plot(
-    explored,
-    [0.5] * len(explored),
-    linestyle="none",
-    marker="*",
-    markersize=9,
-    color="#FFFFFF",
-    markeredgecolor="#1B1F24",
-    markeredgewidth=0.6,
-  )
-  axes.set_ylabel("Mode", rotation=0, ha="right", va="center")
-  axes.yaxis.label.set(color=theme.muted, fontsize=canvas.FONT)
 
 
 def _mode_markers(

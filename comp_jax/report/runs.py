@@ -94,20 +94,40 @@ def gather(
   Raises:
     UserError: a path that does not exist or holds no run.
   """
-  models, left_out = collections.defaultdict(list), []
+  found, left_out = read(paths)
+  models = collections.defaultdict(list)
+  for run in found:
+    reason = _missed(run.report)
+    if reason:
+      left_out.append(LeftOut(path=run.path, reason=reason))
+    else:
+      models[run.model].append(run)
+  compared = {}
+  for model, members in models.items():
+    compared[model], mixed = _alike(named(members))
+    left_out += mixed
+  return compared, left_out
+
+
+def read(
+  paths: Sequence[str | os.PathLike[str]],
+) -> tuple[list[Run], list[LeftOut]]:
+  """The finished runs at or below some paths, and the others.
+
+  Args:
+    paths: as `gather` takes them.
+
+  Raises:
+    UserError: a path that does not exist or holds no run.
+  """
+  found, left_out = [], []
   for folder in dict.fromkeys(p for top in paths for p in _runs(top)):
     for path, report, reason in _read(folder):
-      reason = reason or _missed(report)
       if reason:
         left_out.append(LeftOut(path=path, reason=reason))
       else:
-        run = Run(path=path, report=report)
-        models[run.model].append(run)
-  compared = {}
-  for model, members in models.items():
-    compared[model], mixed = _alike(_named(members))
-    left_out += mixed
-  return compared, left_out
+        found.append(Run(path=path, report=report))
+  return found, left_out
 
 
 def _runs(top: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -207,7 +227,7 @@ def _missed(report: schema.Report) -> str:
   )
 
 
-def _named(members: Sequence[Run]) -> list[Run]:
+def named(members: Sequence[Run]) -> list[Run]:
   """The runs with their methods; what all of them changed is not named."""
   shared = set.intersection(*(set(run.changes.items()) for run in members))
   named = []

@@ -85,9 +85,14 @@ def label(mode: str) -> str:
   return words.replace("+", " + ")
 
 
+def parts(mode: str) -> list[str]:
+  """The single modes of a stage that maybe pruned several."""
+  return mode.split("+")
+
+
 def pruned(stage_mode: str, mode: str) -> bool:
   """Whether a stage of this mode, maybe of several, pruned the given one."""
-  return stage_mode == "all" or mode in stage_mode.split("+")
+  return stage_mode == "all" or mode in parts(stage_mode)
 
 
 def order(modes: set[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Tables of a report: text cells once, then Markdown, HTML or terminal."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import rich.box
 import rich.console
@@ -213,15 +214,29 @@ def print_summary(
   report: schema.Report, console: rich.console.Console | None = None
 ) -> None:
   """Nothing; prints the main table of each split and the notes."""
-  console = console or rich.console.Console()
   heading = (
     f"{report['name']}: {report['recipe']}, ratio {report['ratio']:g}, "
     f"seed {report['seed']}"
   )
+  print_part(
+    console or rich.console.Console(),
+    heading,
+    summary(report),
+    notes(report),
+  )
+
+
+def print_part(
+  console: rich.console.Console,
+  heading: str,
+  grids: Sequence[Grid],
+  notes: Sequence[str],
+) -> None:
+  """Nothing; prints tables under a heading, and sentences below them."""
   console.print(rich.text.Text(heading, style="bold"))
-  for grid in summary(report):
+  for grid in grids:
     console.print(terminal(grid))
-  for line in notes(report):
+  for line in notes:
     console.print(rich.text.Text(line, style="dim"))
 
 

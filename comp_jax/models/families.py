@@ -16,6 +16,7 @@ from comp_jax.models import (
   blip_nlvr,
   blip_retrieval,
   blip_vqa,
+  blocks,
   encoder,
   specs,
   towers,
@@ -101,6 +102,56 @@ def traced(
     batch: inputs of the family.
     policies: token policy of each tower, or None.
   """
+  output, aux, layers = _captured(
+    spec, params, batch, policies, encoder.EncoderLayer
+  )
+  hidden = {
+    tower: [layer["__call__"][-1][0][0].x for layer in stack]
+    for tower, stack in layers.items()
+  }
+  return output, aux, hidden
+
+
+def hidden_units(
+  spec: specs.ModelSpec, params: Mapping, batch: Mapping
+) -> tuple[dict, dict[str, list[dict[str, Array]]]]:
+  """Each tower's aux, and what every layer's output matrices read.
+
+  The latter by tower, layer and block (`attention`, `mlp`, ...): [r, n, h, e]
+  of attention, [r, n, m] of the MLP. Nothing is masked or dropped.
+
+  Args:
+    spec: a dense model.
+    params: its weights.
+    batch: inputs of the family.
+  """
+  _, aux, layers = _captured(
+    spec, params, batch, None, (blocks.Attention, blocks.Mlp)
+  )
+
+  def read(name, block):
+    if name == "mlp":
+      _, hidden = block["__call__"][-1]
+    else:
+      _, _, hidden, _ = block["__call__"][-1]
+    return hidden
+
+  hidden = {
+    tower: [
+      {name: read(name, block) for name, block in layer.items()}
+      for layer in stack
+    ]
+    for tower, stack in layers.items()
+  }
+  return aux, hidden
+
+
+def _captured(spec, params, batch, policies, kinds):
+  """The outputs, each tower's aux, and what its layers' modules returned.
+
+  A module that runs more than once has an entry for each; of several readings
+  the last one looks at the image.
+  """
   spec, params = towers.unrolled(spec, params)
   (output, aux), state = (
     _of(spec)
@@ -110,21 +161,17 @@ def traced(
       batch,
       policies=policies,
       mutable=["intermediates"],
-      capture_intermediates=lambda module, _: isinstance(
-        module, encoder.EncoderLayer
-      ),
+      capture_intermediates=lambda module, _: isinstance(module, kinds),
     )
   )
-  captured = state["intermediates"]
-  hidden = {
+  layers = {
     tower: [
-      # Of several readings the last one, which looks at the image.
-      captured[tower]["encoder"][f"layers_{i}"]["__call__"][-1][0][0].x
+      state["intermediates"][tower]["encoder"][f"layers_{i}"]
       for i in range(getattr(spec, tower).encoder.depth)
     ]
     for tower in spec.towers
   }
-  return output, aux, hidden
+  return output, aux, layers
 
 
 def legacy_macs(

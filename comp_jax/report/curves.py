@@ -7,10 +7,6 @@ import numpy as np
 from comp_jax.report import canvas, comparison, style, text
 
 _HEIGHT = 4.6  # Inches.
-# A colour and a marker per method, then the same again with another line.
-_SERIES = tuple(
-  (style.COLOURS[mode], style.MARKERS[mode]) for mode in (*style.MODES, "all")
-)
 _LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 
@@ -63,8 +59,9 @@ def _line(axes: matplotlib.axes.Axes, result, method, index, scale, theme):
     (cell for cell in result.cells if cell.method == method),
     key=lambda cell: cell.macs,
   )
-  colour, marker = _SERIES[index % len(_SERIES)]
-  line = _LINES[index // len(_SERIES) % len(_LINES)]
+  # The same colours and markers again with another line.
+  colour, marker = style.SERIES[index % len(style.SERIES)]
+  line = _LINES[index // len(style.SERIES) % len(_LINES)]
   x = np.array([cell.macs for cell in cells]) / scale
   spans = [cell.interval or (np.nan, np.nan) for cell in cells]
   axes.vlines(x, *np.transpose(spans), color=colour, linewidth=1.2, zorder=2)

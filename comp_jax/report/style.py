@@ -26,6 +26,8 @@ MARKERS = {
   "none": "h",
 }
 MODES = tuple(m for m in COLOURS if m not in ("all", "warmup", "none"))
+# Colour and marker of things that are no modes, in this order.
+SERIES = tuple((COLOURS[mode], MARKERS[mode]) for mode in (*MODES, "all"))
 # Several modes at once ("a+b"), or one that this table does not know yet.
 FALLBACK_COLOUR = "#8C6BB1"
 FALLBACK_MARKER = "v"

@@ -266,3 +266,28 @@ def _weights(step, cip):
   return token_weights(
     step["scores"], everyone, step["pool"], step["readout"], cip
   )
+
+
+def dominance(hidden, magnitude, valid):
+  """What each token accounts for of Eq. 3: hidden [b, n, i], valid [b, n]."""
+  b, n, rows = hidden.shape
+  shares = np.zeros((b, n))
+  for i in range(rows):
+    parts = np.where(valid, hidden[..., i] ** 2, 0.0)
+    whole = parts.sum()
+    if whole > 0:
+      score = magnitude[i] * math.sqrt(whole / b)
+      # The mean over samples of the shares is the score.
+      shares += score * b * parts / whole
+  return shares
+
+
+def overlap(first, second, pool, share):
+  """Common part of the best tokens of one sample, and by chance."""
+  members = [i for i in range(len(pool)) if pool[i]]
+  count = math.ceil(share * len(members) - 1e-9)
+
+  def best(scores):
+    return set(sorted(members, key=lambda i: (-scores[i], i))[:count])
+
+  return len(best(first) & best(second)) / count, count / len(members)

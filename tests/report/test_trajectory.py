@@ -11,6 +11,7 @@ from comp_jax import errors
 from comp_jax.cli import verbs
 from comp_jax.report import trajectory
 
+FEW = hypothesis.settings(max_examples=60, derandomize=True, deadline=None)
 _MODES = st.sampled_from(
   ["warmup", "none", "vision_tokens", "vision_params", "all", "a+b"]
 )
@@ -45,7 +46,7 @@ def test_each_mode_gets_what_its_stages_removed():
   )
 
 
-@hypothesis.settings(deadline=None)
+@FEW
 @hypothesis.given(
   st.lists(st.tuples(_MODES, st.floats(0.1, 1.0)), min_size=1, max_size=8),
   st.floats(0.1, 1.0),

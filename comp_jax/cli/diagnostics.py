@@ -1,4 +1,7 @@
-"""`inspect stages`, `overlap`: the paper's figures about how pruning works."""
+"""`inspect stages`, `overlap`, `ranks`, `influence`: how pruning works.
+
+The paper's figures that are not about results.
+"""
 
 import argparse
 import json
@@ -21,6 +24,8 @@ from comp_jax.report import (
   write,
 )
 
+# Shares of each layer's heads that `ranks` removes.
+_HEADS = (0.0, 0.25, 0.5, 0.75)
 _WIDTH = 110  # Characters that the names of runs need.
 
 
@@ -50,6 +55,40 @@ def add(what: argparse._SubParsersAction) -> None:
     help="of the tokens that count as best (%(default)s)",
   )
   overlap.set_defaults(run=_overlap)
+  ranks = what.add_parser(
+    "ranks",
+    help="how far orders of tokens and neurons move when heads go, with CIT "
+    "and without (Figure 5)",
+  )
+  _add_model(ranks)
+  _add_recipe(ranks)
+  ranks.add_argument(
+    "--faded",
+    type=float,
+    default=1.0,
+    help="how far the heads have faded (%(default)s: they are gone)",
+  )
+  ranks.set_defaults(run=_ranks)
+  influence = what.add_parser(
+    "influence",
+    help="whether the least important units move the order of the tokens "
+    "(Figure 2b)",
+  )
+  _add_model(influence)
+  _add_recipe(influence)
+  influence.add_argument(
+    "--share",
+    type=float,
+    default=0.3,
+    help="of the units that is least important (%(default)s)",
+  )
+  influence.add_argument(
+    "--units",
+    type=int,
+    default=8,
+    help="units to try of each block, one forward pass each (%(default)s)",
+  )
+  influence.set_defaults(run=_influence)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +113,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
   _add_out(parser)
 
 
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--recipe", help="recipe that scores the units (the config's)"
+  )
+
+
 def _job(arguments: argparse.Namespace):
   """The pruning job of a model, on as many examples as asked."""
   from comp_jax.train import prepare
@@ -87,6 +132,8 @@ def _job(arguments: argparse.Namespace):
     path = pathlib.Path(arguments.model)
     inner = path / "model"
     config.checkpoint = str(inner if inner.is_dir() else path)
+  if getattr(arguments, "recipe", None):
+    config.recipe.name = arguments.recipe
   # A single chunk: all examples are one batch.
   config.prune.validation = arguments.examples
   config.prune.validation_chunk = arguments.examples
@@ -115,27 +162,68 @@ def _overlap(arguments: argparse.Namespace) -> None:
   found = diagnose.overlap(
     job.spec, job.stage.prunable, job.dense.params, _batch(job), share
   )
-  _show_measured(arguments, job, measures.overlap(found), found)
+  options = {"share": share}
+  _show_measured(arguments, job, measures.overlap(found), options, found)
 
 
-def _show_measured(arguments, job, part, found) -> None:
+def _ranks(arguments: argparse.Namespace) -> None:
+  """Prints how far orders move when heads go, with CIT and without."""
+  from comp_jax.train import diagnose
+
+  if not 0 < arguments.faded <= 1:
+    raise errors.UserError(
+      f"--faded must be above 0 and at most 1, not {arguments.faded:g}"
+    )
+  job = _job(arguments)
+  if job.config.model.granularity != "head":
+    raise errors.UserError(
+      "CIT gates heads, and the gates of channels are all equal: set "
+      "config.model.granularity=head"
+    )
+  found = diagnose.ranks(
+    job.stage, job.dense.params, _batch(job), _HEADS, arguments.faded
+  )
+  options = {
+    "recipe": job.stage.recipe.name,
+    "heads_removed": _HEADS,
+    "faded": arguments.faded,
+  }
+  part = measures.ranks(found, _HEADS)
+  _show_measured(arguments, job, part, options, found)
+
+
+def _influence(arguments: argparse.Namespace) -> None:
+  """Prints how many unimportant units move the order of the tokens."""
+  from comp_jax.train import diagnose
+
+  share = _share(arguments)
+  if arguments.units < 2:
+    raise errors.UserError(f"--units must be 2 or more, not {arguments.units}")
+  job = _job(arguments)
+  found = diagnose.influence(
+    job.stage, job.dense.params, _batch(job), share, arguments.units
+  )
+  options = {
+    "recipe": job.stage.recipe.name,
+    "share": share,
+    "units": arguments.units,
+  }
+  part = measures.influence(found, share)
+  _show_measured(arguments, job, part, options, found)
+
+
+def _show_measured(arguments, job, part, options, found) -> None:
   """Prints and writes a measure, and what it was measured on."""
   count = jax.tree.leaves(job.select)[0].shape[1]
-  data = {
+  on = {
     "model": job.config.checkpoint,
     "config": arguments.config,
     "examples": count,
-    "share": arguments.share,
-    "groups": found,
+    **options,
   }
-  _show(
-    rich.console.Console(),
-    arguments,
-    f"{job.config.name}, {job.config.checkpoint}, {count} examples of select, "
-    f"best {arguments.share:.0%}",
-    part,
-    data,
-  )
+  listed = ", ".join(f"{key} {value}" for key, value in on.items())
+  console = rich.console.Console()
+  _show(console, arguments, listed, part, {**on, "found": found})
 
 
 def _stages(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""`inspect cost`: MACs and parameters of a model, layer by layer."""
+"""`inspect cost`: MACs and parameters of a model, layer by layer.
+
+Its other subjects are in `diagnostics`.
+"""
 
 import argparse
 import dataclasses

@@ -3,6 +3,8 @@
 Nothing here decides anything: pruning reads none of it.
 """
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -56,3 +58,57 @@ def overlap(
   count = jnp.maximum(jnp.sum(ours, axis=-1), 1)
   common = jnp.sum(ours & theirs, axis=-1) / count
   return common, count / jnp.maximum(jnp.sum(pool, axis=-1), 1)
+
+
+def _ranks(
+  x: Float[Array, "r n"], pool: Bool[Array, "r n"]
+) -> Float[Array, "r n"]:
+  """Ranks within the pool, equal values share their mean; 0 outside."""
+  before = (x[:, None, :] < x[:, :, None]) & pool[:, None]
+  equal = (x[:, None, :] == x[:, :, None]) & pool[:, None]
+  ranks = jnp.sum(before, axis=-1) + (jnp.sum(equal, axis=-1) + 1) / 2
+  return jnp.where(pool, ranks, 0.0)
+
+
+def rank_distortion(
+  before: Float[Array, "r n"],
+  after: Float[Array, "r n"],
+  pool: Bool[Array, "r n"],
+) -> Float[Array, " r"]:
+  """How far the order of each row has changed: 1 - Spearman's correlation.
+
+  Figure 5. 0 is the same order, 1 an unrelated one, 2 the reverse. Scores that
+  are all equal order nothing: 1. A single entry has one order: 0.
+
+  Args:
+    before: scores.
+    after: scores of the same.
+    pool: what is ranked.
+  """
+  count = jnp.sum(pool, axis=-1, keepdims=True)
+
+  def centred(x):
+    return jnp.where(pool, _ranks(x, pool) - (count + 1) / 2, 0.0)
+
+  x, y = centred(before), centred(after)
+  scale = jnp.sqrt(jnp.sum(x * x, axis=-1) * jnp.sum(y * y, axis=-1))
+  alike = jnp.sum(x * y, axis=-1) / jnp.where(scale > 0, scale, 1.0)
+  return jnp.where(count[:, 0] > 1, 1.0 - alike, 0.0)
+
+
+def still_influential(
+  influence: Float[Array, "l u"], share: float
+) -> Float[Array, " l"]:
+  """The part of each layer's least important units that are influential.
+
+  Figure 2b. A unit is influential when it moves the order of the tokens more
+  than the layer's median unit does: 0 where what matters little moves little,
+  half where the two are unrelated.
+
+  Args:
+    influence: of units in the order of their importance, the least first.
+    share: of the units that is least important, rounded up.
+  """
+  count = max(1, math.ceil(share * influence.shape[1] - 1e-9))
+  median = jnp.median(influence, axis=-1, keepdims=True)
+  return jnp.mean(influence[:, :count] > median, axis=-1)

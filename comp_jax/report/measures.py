@@ -1,6 +1,6 @@
 """Tables and figures of what `train.diagnose` measures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comp_jax.report import panels, section, tables, text
@@ -11,6 +11,16 @@ _BLOCKS = {
   "cross": "cross-attention",
   "cross0": "cross-attention, first image",
   "cross1": "cross-attention, second image",
+}
+
+
+# (what, how) of `diagnose.ranks` -> its name.
+_ORDERS = {
+  ("tokens", "cit"): "tokens, with CIT",
+  ("tokens", "no_cit"): "tokens, without",
+  ("tokens", "apart"): "tokens, between the two",
+  ("neurons", "cit"): "neurons, with CIT",
+  ("neurons", "no_cit"): "neurons, without",
 }
 
 
@@ -42,6 +52,128 @@ def overlap(found: Mapping[str, Mapping[str, Any]]) -> section.Section:
       "(Eq. 6); an MLP is held against the next layer's scores.",
     ),
   )
+
+
+def ranks(
+  found: Mapping[str, Mapping[str, Any]], shares: Sequence[float]
+) -> section.Section:
+  """What `diagnose.ranks` measured (Figure 5); means over layers."""
+  means = {
+    tower: {
+      label: [sum(layers) / len(layers) for layers in each[what][how]]
+      for (what, how), label in _ORDERS.items()
+    }
+    for tower, each in found.items()
+  }
+  grids = tuple(
+    tables.Grid(
+      title=f"{tower.capitalize()}: distortion, mean over layers",
+      columns=("Heads removed", *each),
+      rows=tuple(
+        (
+          f"{text.number(100 * share, 0)} %",
+          *(text.number(values[i]) for values in each.values()),
+        )
+        for i, share in enumerate(shares)
+      ),
+    )
+    for tower, each in means.items()
+  )
+  return section.Section(
+    title="Distortion of ranks",
+    figures=(
+      section.Figure(
+        name="ranks",
+        caption="How far the orders of tokens and of neurons move from the "
+        "dense model's when heads are removed: 0 not at all, 1 to an unrelated "
+        "order.",
+        alt="Rank distortion over the share of heads removed",
+        draw=lambda dark: panels.draw(
+          [
+            panels.Panel(
+              title=tower.capitalize(),
+              lines=tuple(
+                panels.Line(label=label, x=shares, y=values)
+                for label, values in each.items()
+              ),
+            )
+            for tower, each in means.items()
+          ],
+          x_label="Share of each layer's heads removed",
+          y_label="1 − rank correlation",
+          dark=dark,
+        ),
+      ),
+    ),
+    grids=grids,
+    notes=(
+      "1 - Spearman's correlation with the order of the dense model, within "
+      "each image or text (tokens) or layer (neurons). Each layer loses its "
+      "least important heads; weights stay, and no token falls. Between the "
+      "two: the order with CIT, which is that of the model without the heads, "
+      "against the order without.",
+    ),
+  )
+
+
+def influence(
+  found: Mapping[str, Mapping[str, Any]], share: float
+) -> section.Section:
+  """What `diagnose.influence` measured (Figure 2b)."""
+  least = f"{text.number(100 * share, 0)} %"
+  values = {name: each["influential"] for name, each in found.items()}
+  level, curves = {}, {}
+  for name, each in found.items():
+    columns = list(zip(*each["influence"], strict=True))
+    level[name] = (len(columns) // 2) / len(columns)
+    curves[name] = [sum(column) / len(column) for column in columns]
+  return section.Section(
+    title="Influence on the order of tokens",
+    figures=(
+      section.Figure(
+        name="influence",
+        caption="How far removing one unit moves the order of its tower's "
+        "tokens, from the least important units to the most important ones; "
+        "mean over layers.",
+        alt="Influence on token ranks over unit importance",
+        draw=lambda dark: panels.draw(
+          [
+            panels.Panel(
+              title=tower.capitalize(),
+              lines=tuple(
+                panels.Line(
+                  label=_block(name),
+                  x=_spread(len(curves[name])),
+                  y=curves[name],
+                )
+                for name in names
+              ),
+            )
+            for tower, names in _towers(found).items()
+          ],
+          x_label="Importance, from the least to the most",
+          y_label="1 − rank correlation",
+          dark=dark,
+        ),
+      ),
+    ),
+    grids=(
+      _by_layer(
+        f"Influential ones among the least important {least}, in per cent",
+        values,
+        {"unrelated": level},
+      ),
+    ),
+    notes=(
+      "A unit is influential when removing it alone moves the order of the "
+      "tokens more than removing the layer's median unit does: 0 where what "
+      "matters little moves little; “unrelated”: if importance said nothing.",
+    ),
+  )
+
+
+def _spread(count: int) -> list[float]:
+  return [index / max(count - 1, 1) for index in range(count)]
 
 
 def _towers(names) -> dict[str, list[str]]:

@@ -98,7 +98,9 @@ def draw(
     )
     axes.set_xlabel(x_label)
     axes.xaxis.set_major_locator(
-      matplotlib.ticker.MaxNLocator(nbins=8, integer=x_label == "Layer")
+      matplotlib.ticker.MaxNLocator(
+        nbins=8, integer=x_label == "Layer", steps=(1, 2, 2.5, 5, 10)
+      )
     )
     axes.tick_params(labelleft=axes is first)
   first.set_ylabel(y_label)

@@ -9,33 +9,58 @@ from comp_jax.cli import verbs
 _MODEL = ["--model", "assets/emoji_tiny", "--config", "configs/emoji_tiny.py"]
 
 
-def test_overlap_prints_and_writes(tmp_path, capsys):
+@pytest.mark.parametrize(
+  ("verb", "options", "said", "shown"),
+  [
+    ("overlap", [], "by chance", "Overlap of tokens"),
+    pytest.param(
+      "ranks",
+      ["--faded", "0.5", "--recipe", "comp_wanda"],
+      "without",
+      "Distortion of ranks",
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      "influence",
+      ["--units", "2"],
+      "unrelated",
+      "Influence on the order of tokens",
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_a_model_is_measured_and_written(
+  tmp_path, capsys, verb, options, said, shown
+):
   out = tmp_path / "out"
-  command = ["inspect", "overlap", *_MODEL, "--examples", "8"]
+  command = ["inspect", verb, *_MODEL, "--examples", "8", *options]
   assert verbs.main([*command, "--out", str(out)]) == 0
-  assert "by chance" in capsys.readouterr().out
-  names = {"overlap.html", "overlap.json", "overlap.svg"}
+  assert said in capsys.readouterr().out
+  names = {f"{verb}.html", f"{verb}.json", f"{verb}.svg"}
   assert {path.name for path in out.iterdir()} == names
-  written = json.loads((out / "overlap.json").read_text())
-  assert (written["examples"], written["share"]) == (8, 0.25)
-  assert len(written["groups"]["vision/mlp"]["overlap"]) == 6
-  assert "Overlap of tokens" in (out / "overlap.html").read_text()
+  written = json.loads((out / f"{verb}.json").read_text())
+  assert written["examples"] == 8
+  assert {name.split("/")[0] for name in written["found"]} == {"vision", "text"}
+  assert shown in (out / f"{verb}.html").read_text()
 
 
 @pytest.mark.parametrize(
-  ("change", "message"),
+  ("verb", "change", "message"),
   [
-    (["--share", "1"], "--share must be between 0 and 1, not 1"),
-    (["--examples", "0"], "--examples must be 1 or more"),
-    (["--model", "nowhere"], "nowhere"),
-    (["--config", "configs/nothing.py"], "no config file"),
+    ("overlap", ["--share", "1"], "--share must be between 0 and 1, not 1"),
+    ("overlap", ["--examples", "0"], "--examples must be 1 or more"),
+    ("overlap", ["--model", "nowhere"], "nowhere"),
+    ("overlap", ["--config", "configs/nothing.py"], "no config file"),
+    ("ranks", ["--faded", "0"], "--faded must be above 0"),
+    ("ranks", ["--recipe", "none"], "recipe must be one of"),
+    ("influence", ["--units", "1"], "--units must be 2 or more"),
   ],
 )
 def test_wrong_options_are_one_line_and_code_2(
-  tmp_path, capsys, change, message
+  tmp_path, capsys, verb, change, message
 ):
   out = tmp_path / "out"
-  command = ["inspect", "overlap", *_MODEL, *change, "--out", str(out)]
+  command = ["inspect", verb, *_MODEL, *change, "--out", str(out)]
   assert verbs.main(command) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1

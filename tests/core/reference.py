@@ -291,3 +291,18 @@ def overlap(first, second, pool, share):
     return set(sorted(members, key=lambda i: (-scores[i], i))[:count])
 
   return len(best(first) & best(second)) / count, count / len(members)
+
+
+def rank_distortion(before, after):
+  """1 - Spearman's correlation of two lists; equal values share a rank."""
+
+  def ranks(x):
+    return [
+      np.mean([k for k, y in enumerate(sorted(x)) if y == value]) for value in x
+    ]
+
+  if len(before) < 2:
+    return 0.0
+  if len(set(before)) == 1 or len(set(after)) == 1:
+    return 1.0
+  return 1.0 - np.corrcoef(ranks(before), ranks(after))[0, 1]

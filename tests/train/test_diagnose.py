@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from comp_jax.core import importance
+from comp_jax.core import importance, tokens
 from comp_jax.models import families
 from comp_jax.train import diagnose
 from tests.core import reference
@@ -77,3 +77,92 @@ def test_overlap_compares_each_block_with_the_scores_that_weigh_it(model):
       overlap, chance = np.mean(each, axis=0)
       assert found[group.name]["overlap"][layer] == pytest.approx(overlap)
       assert found[group.name]["chance"] == pytest.approx(chance)
+
+
+def _token_scores(stage, params, batch, masks, gate):
+  policies = {
+    tower: tokens.TokenPolicy(gate=gate) for tower in stage.prunable.towers
+  }
+  forward = jax.jit(stage.prunable.forward, static_argnums=(3, 5))
+  _, aux = forward(params, batch, masks, None, policies, None)
+  return {tower: np.asarray(aux[tower]["scores"]) for tower in aux}
+
+
+def _moved(before, after, layer):
+  """The mean distortion of the token orders of one layer."""
+  pools = before[0] > 0
+  return np.mean(
+    [
+      reference.rank_distortion(before[layer, b][pool], after[layer, b][pool])
+      for b, pool in enumerate(pools)
+    ]
+  )
+
+
+def test_ranks_move_by_what_the_masked_forward_shows(model):
+  _, stage, params, batch = model
+  found = diagnose.ranks(stage, params, batch, (0.0, 0.5))
+  assert list(found) == ["vision", "text"]
+  moment = importance.Estimator(kind="wanda", cip=True)
+  forward = jax.jit(stage.prunable.forward, static_argnums=(3, 5))
+  policies = {tower: tokens.TokenPolicy() for tower in found}
+  _, aux = forward(params, batch, stage.ones, None, policies, moment)
+  masks = {}
+  for group in stage.prunable.groups:
+    tower, name = group.name.split("/")
+    mask = np.ones((group.layers, group.units), np.float32)
+    if name == "attn":
+      # Two of four heads go in every layer.
+      score = importance.wanda_score(
+        params, group, aux[tower]["moments"]["attn"]
+      )
+      for layer in range(group.layers):
+        mask[layer, np.argsort(score[layer])[:2]] = 0
+    masks.setdefault(tower, {})[name] = jnp.asarray(mask)
+  dense = _token_scores(stage, params, batch, stage.ones, True)
+  gated = _token_scores(stage, params, batch, masks, True)
+  plain = _token_scores(stage, params, batch, masks, False)
+  pairs = {"cit": (dense, gated), "no_cit": (dense, plain)}
+  pairs["apart"] = (gated, plain)
+  for tower, each in found.items():
+    for name, (before, after) in pairs.items():
+      np.testing.assert_allclose(each["tokens"][name][0], 0, atol=1e-6)
+      expected = [_moved(before[tower], after[tower], i) for i in range(2)]
+      np.testing.assert_allclose(
+        each["tokens"][name][1], expected, atol=1e-4, err_msg=tower
+      )
+      assert np.shape(each["neurons"][name]) == (2, 2)
+  assert max(found["vision"]["tokens"]["apart"][1]) > 0.01
+  assert max(found["vision"]["neurons"]["cit"][1]) > 0.01
+
+
+def test_influence_is_what_removing_one_unit_moves(model):
+  _, stage, params, batch = model
+  found = diagnose.influence(stage, params, batch, 0.3, 3)
+  shapes = {name: np.shape(each["influence"]) for name, each in found.items()}
+  # No layer scores after the last MLP.
+  assert shapes == {
+    "vision/attn": (2, 3),
+    "vision/mlp": (1, 3),
+    "text/attn": (2, 3),
+    "text/mlp": (1, 3),
+  }
+  moment = importance.Estimator(kind="wanda", cip=True)
+  policies = {tower: tokens.TokenPolicy() for tower in ("vision", "text")}
+  forward = jax.jit(stage.prunable.forward, static_argnums=(3, 5))
+  _, aux = forward(params, batch, stage.ones, None, policies, moment)
+  dense = _token_scores(stage, params, batch, stage.ones, True)["vision"]
+  for index, first in ((0, 0), (1, 1)):
+    group = stage.prunable.groups[index]
+    name = group.name.split("/")[1]
+    score = importance.wanda_score(
+      params, group, aux["vision"]["moments"][name]
+    )
+    least = int(np.argmin(score[0]))
+    masks = {tower: dict(each) for tower, each in stage.ones.items()}
+    masks["vision"][name] = masks["vision"][name].at[0, least].set(0)
+    after = _token_scores(stage, params, batch, masks, True)["vision"]
+    expected = np.mean([_moved(dense, after, i) for i in range(first, 2)])
+    ours = found[group.name]["influence"][0][0]
+    assert ours == pytest.approx(expected, abs=1e-4)
+    assert ours > 0

@@ -1,0 +1,84 @@
+"""Tables and figures of what is measured on a model."""
+
+import xml.etree.ElementTree
+
+import pytest
+
+from comp_jax.report import measures
+
+_OVERLAP = {
+  "vision/attn": {"overlap": [0.3, 0.1], "chance": 0.25},
+  "vision/mlp": {"overlap": [0.5, 0.6], "chance": 0.25},
+  "text/cross0": {"overlap": [0.2], "chance": 0.27},
+}
+_MOVED = {
+  "cit": [[0.0, 0.0], [0.2, 0.4]],
+  "no_cit": [[0.0, 0.0], [0.5, 0.6]],
+  "apart": [[0.0, 0.0], [0.1, 0.1]],
+}
+_RANKS = {"vision": {"tokens": _MOVED, "neurons": _MOVED}}
+_INFLUENCE = {
+  "vision/attn": {
+    "influence": [[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]],
+    "influential": [0.0, 1.0],
+  },
+  "vision/mlp": {"influence": [[0.0, 0.1]], "influential": [0.0]},
+}
+
+
+def _rows(part, index=0):
+  grid = part.grids[index]
+  return [dict(zip(grid.columns, row, strict=True)) for row in grid.rows]
+
+
+def test_overlap_has_a_row_per_layer_the_mean_and_chance():
+  rows = _rows(measures.overlap(_OVERLAP))
+  assert [row["Layer"] for row in rows] == ["0", "1", "mean", "by chance"]
+  assert [row["vision attention"] for row in rows] == [
+    "30.0",
+    "10.0",
+    "20.0",
+    "25.0",
+  ]
+  crossed = [row["text cross-attention, first image"] for row in rows]
+  assert crossed == ["20.0", "", "20.0", "27.0"]
+
+
+def test_ranks_are_means_over_layers_at_each_share():
+  part = measures.ranks(_RANKS, (0.0, 0.5))
+  rows = _rows(part)
+  assert [row["Heads removed"] for row in rows] == ["0 %", "50 %"]
+  assert rows[1]["tokens, with CIT"] == "0.300"
+  assert rows[1]["neurons, without"] == "0.550"
+  assert rows[1]["tokens, between the two"] == "0.100"
+
+
+def test_influence_is_held_against_importance_that_says_nothing():
+  rows = _rows(measures.influence(_INFLUENCE, 0.3))
+  assert [row["Layer"] for row in rows] == ["0", "1", "mean", "unrelated"]
+  # One of three units is above the median, one of two.
+  assert [row["vision attention"] for row in rows] == [
+    "0.0",
+    "100.0",
+    "50.0",
+    "33.3",
+  ]
+  assert rows[3]["vision MLP"] == "50.0"
+
+
+@pytest.mark.parametrize(
+  ("part", "words"),
+  [
+    (measures.overlap(_OVERLAP), [b"Vision", b"Text"]),
+    (measures.ranks(_RANKS, (0.0, 0.5)), [b"Vision"]),
+    (measures.influence(_INFLUENCE, 0.3), [b"Vision"]),
+  ],
+  ids=["overlap", "ranks", "influence"],
+)
+def test_figures_are_whole_and_the_same_twice(part, words):
+  (figure,) = part.figures
+  svg = figure.draw(False)
+  assert xml.etree.ElementTree.fromstring(svg).tag.endswith("svg")
+  assert svg == figure.draw(False) != figure.draw(True)
+  # Text is drawn as paths; its source stands beside it.
+  assert all(b"<!-- " + word in svg for word in words)

@@ -11,7 +11,7 @@ from comp_jax.interop import atomic, pretrained, store
 from comp_jax.interop import load as load_lib
 from comp_jax.models import families, presets, specs
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import fit, metrics, preemption, ridge, setup
+from comp_jax.train import fit, inputs, metrics, preemption, ridge, setup
 from comp_jax.train import step as step_lib
 from comp_jax.train import workdir as workdir_lib
 
@@ -95,9 +95,9 @@ def _start(config):
   batches = {"train.batch_size": config.train.batch_size}
   if config.train.start:
     loaded = setup.load_dense(config, config.train.start, "train.start")
-    data = setup.open_data(config, tokenizers.load(loaded.tokenizer_json))
+    data = inputs.open_data(config, tokenizers.load(loaded.tokenizer_json))
     task = setup.task_of(config, loaded.spec, batches)
-    data = setup.read_by(data, task, config.data.name)
+    data = inputs.read_by(data, task, config.data.name)
     return data, loaded.spec, task, loaded.params
   if not config.model.preset:
     raise errors.UserError(
@@ -115,10 +115,10 @@ def _start(config):
     tokenizer = tokenizers.load(towers.tokenizer_json)
   elif config.model.pretrained:
     tokenizer = tokenizers.minilm()
-  data = setup.open_data(config, tokenizer)
+  data = inputs.open_data(config, tokenizer)
   spec = setup.new_spec(config, data.tokenizer)
   task = setup.task_of(config, spec, batches)
-  data = setup.read_by(data, task, config.data.name)
+  data = inputs.read_by(data, task, config.data.name)
   return data, spec, task, _initial(config, spec, data, towers)
 
 

@@ -14,7 +14,15 @@ from comp_jax.interop import store
 from comp_jax.models import families, specs
 from comp_jax.recipes import library
 from comp_jax.tasks import task as task_lib
-from comp_jax.train import costs, fit, search, setup, sharding, thresholds
+from comp_jax.train import (
+  costs,
+  fit,
+  inputs,
+  search,
+  setup,
+  sharding,
+  thresholds,
+)
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
@@ -48,7 +56,7 @@ class Job:
   config: ml_collections.ConfigDict
   dense: store.Loaded
   task: task_lib.Task
-  data: setup.Data
+  data: inputs.Data
   select: Mapping[str, np.ndarray]
   stage: stage_lib.Stage
   plan: search.Plan
@@ -114,8 +122,8 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f"config.prune.metric must be one of {', '.join(task.metrics)}, not "
       f"{config.prune.metric!r}"
     )
-  data = setup.open_data(config, tokenizers.load(dense.tokenizer_json))
-  data = setup.read_by(data, task, config.data.name)
+  data = inputs.open_data(config, tokenizers.load(dense.tokenizer_json))
+  data = inputs.read_by(data, task, config.data.name)
   available = len(data.splits["select"]) // chunk * chunk
   wanted = config.prune.validation // chunk * chunk
   examples = data.examples("select", min(wanted, available))

@@ -12,7 +12,13 @@ _MODEL = ["--model", "assets/emoji_tiny", "--config", "configs/emoji_tiny.py"]
 @pytest.mark.parametrize(
   ("verb", "options", "said", "shown"),
   [
-    ("overlap", [], "by chance", "Overlap of tokens"),
+    pytest.param(
+      "overlap",
+      [],
+      "by chance",
+      "Overlap of tokens",
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       "ranks",
       ["--faded", "0.5", "--recipe", "comp_wanda"],

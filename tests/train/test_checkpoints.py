@@ -19,10 +19,11 @@ from comp_jax.train import checkpoints, sharding
 
 # A failed read leaves coroutines of Orbax behind that nobody awaits. Threads of
 # its storage outlive the read for a moment and report to an event loop that is
-# closed by then: to no object, and in this test or in the next one here.
+# closed by then: to no object or to such a coroutine, here or in the next test.
 pytestmark = [
   pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+    "ignore:Exception ignored in. (None|<coroutine)"
+    ":pytest.PytestUnraisableExceptionWarning"
   ),
   pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited:RuntimeWarning"

@@ -84,6 +84,7 @@ def test_negatives_and_queues_are_those_of_the_whole_batch(whole, tmp_path):
   np.testing.assert_allclose(head(other), head(whole), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_search_remembers_and_resumes_with_the_same_bits(tmp_path):
   """Two towers, with the momentum contrast of CLIP's retrieval."""
   todo = library.of(kit.spec(), OPTIONS)

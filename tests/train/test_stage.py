@@ -165,6 +165,7 @@ def test_probe_commits_nothing():
   kit.same_bits(dataclasses.replace(probed, strategy=state.strategy), state)
 
 
+@pytest.mark.slow
 def test_lookahead_chooses_by_trial_steps_of_its_own_state():
   three = ("vision_params", "language_params", "vision_tokens")
   stage = kit.make_stage("comp_lookahead", ratio=0.4, allowed=three)

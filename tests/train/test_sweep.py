@@ -148,6 +148,7 @@ def alone(folder, member):
   return stage, found, tuned[0]
 
 
+@pytest.mark.slow
 def test_a_member_equals_a_run_of_its_own(swept, tmp_path):
   # The one that differs in everything.
   member = swept[0][2]

@@ -1,5 +1,6 @@
 """What the data set builders share: reading, checking, holding out."""
 
+import abc
 import contextlib
 import hashlib
 import io
@@ -183,9 +184,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The folder that needs no naming; None where there is none."""
 
   @classmethod
+  @abc.abstractmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
     """A digest of what `source` holds; None if the data are not there."""
-    raise NotImplementedError
 
   def prepare(self) -> None:
     """Writes the data set, silently; TFDS renames it into place when whole."""

@@ -152,13 +152,14 @@ def test_a_group_lists_every_array_a_unit_touches(name, granularity):
 
 @every_model
 def test_masks_of_ones_and_theta_0_change_nothing(name):
-  masks = masks_lib.ones(families.groups(MODELS[name]))
+  """Not a bit, where each operation runs by itself and none is fused."""
+  flat = specs.with_encoders(MODELS[name], scan=False)
+  params = kit.unrolled(PARAMS_OF[name], flat)
+  masks = masks_lib.ones(families.groups(flat))
   policies = {tower: TokenPolicy() for tower in DROP[name]}
-  plain, _ = kit.apply(MODELS[name], PARAMS_OF[name], BATCH)
-  same, _ = kit.apply(
-    MODELS[name], PARAMS_OF[name], BATCH, masks, policies=policies
-  )
-  close(same, plain, atol=5e-6)
+  plain, _ = kit.forward(flat, params, BATCH)
+  same, _ = kit.forward(flat, params, BATCH, masks, policies=policies)
+  close(same, plain, atol=0)
 
 
 @every_model
@@ -325,23 +326,21 @@ def test_wanda_gathers_a_moment_for_every_group(name):
 
 @pytest.mark.parametrize("name", ["caption", "vqa"])
 def test_a_decoders_valid_tokens_weigh_alike_in_cip(name):
-  """With and without CIP its statistics are the same: weight 1 each."""
-  model = MODELS[name]
-  tower = model.towers[-1]
-  masks = masks_lib.ones(families.groups(model))
+  """With and without CIP its statistics are the same bits: weight 1 each."""
+  flat = specs.with_encoders(MODELS[name], scan=False)
+  params = kit.unrolled(PARAMS_OF[name], flat)
+  masks = masks_lib.ones(families.groups(flat))
   moments = [
-    kit.apply(
-      model,
-      PARAMS_OF[name],
+    kit.forward(
+      flat,
+      params,
       BATCH,
       masks,
       estimator=importance.Estimator(kind="wanda", cip=cip),
-    )[1][tower]["moments"]
+    )[1][flat.towers[-1]]["moments"]
     for cip in (True, False)
   ]
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *moments
-  )
+  close(*moments, atol=0)
 
 
 @pytest.mark.parametrize("name", ["caption", "vqa"])

@@ -22,6 +22,8 @@ from comp_jax.train import thresholds
 
 # More than this fraction of dense above the target is no drift.
 FAR = 1e-2
+# Less than this is rounding: float32 sums of MACs, in one order or another.
+ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -287,12 +289,22 @@ class Stage(thresholds.Thresholds):
     return _with_costs(state, self.trial_costs(state, every, select, key))
 
   def settle(
-    self, state: state_lib.SearchState, select: Mapping
+    self,
+    state: state_lib.SearchState,
+    select: Mapping,
+    *,
+    give_back: Bool[Array, ""] | bool = False,
   ) -> state_lib.SearchState:
-    """The state at the target exactly: the last adjustment before the freeze.
+    """The state at the target: the last adjustment before the freeze.
 
     Token MACs drift while weights train. Thresholds that are in use rise once
     more; where they have little left to give, the lowest units go.
+
+    Args:
+      state: at the end of a search.
+      select: validation examples [chunks, c, ...].
+      give_back: thresholds fall where the drift went below the target. For
+        models that stay masked: compaction fits its token counts itself.
     """
     prunable, target = self.prunable, self.settings.target
     # What has only begun to fade stays, or is marked once more.
@@ -316,9 +328,12 @@ class Stage(thresholds.Thresholds):
     selected = jnp.where(enough, tokens, ~is_token)
     # A search that ran out of stages: every mode gives its part.
     far = excess > FAR
-    selected = jnp.where(far, able, selected & able) & (excess > 0)
-    goal = jnp.minimum(target, state.macs)
-    marked, thetas = self.propose(state, selected, goal, select, state.key)
+    selected = jnp.where(far, able, selected & able) & (excess > ROUNDING)
+    back = (excess < -ROUNDING) & give_back
+    goal = jnp.where(back, target, jnp.minimum(target, state.macs))
+    marked, thetas = self.propose(
+      state, selected, goal, select, state.key, back
+    )
     masks = masks_lib.soft(state.masks, marked, 1.0)
     metric, counts = self.validate(state.params, masks, thetas, select)
     return dataclasses.replace(

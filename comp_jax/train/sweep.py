@@ -135,7 +135,11 @@ class Sweep:
 
   def settle(self, values: Mapping, states, select: Mapping):
     """The states at their targets."""
-    return self.over(lambda v, s: self.of(v).settle(s, select))(values, states)
+
+    def settle(v, s):
+      return self.of(v).settle(s, select, give_back=True)
+
+    return self.over(settle)(values, states)
 
   def stages(
     self,

@@ -1,4 +1,4 @@
-"""Raising the thresholds of modes to a goal in MACs, in traced code."""
+"""Moving the thresholds of modes to a goal in MACs, in traced code."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -178,19 +178,20 @@ class Thresholds:
     )
     return masks_lib.unflatten(groups, marked.astype(jnp.float32))
 
-  def raise_thetas(
+  def move_thetas(
     self,
     state: state_lib.SearchState,
     masks: Mapping,
     selected: Bool[Array, " m"],
     goal: Float[Array, ""],
     select: Mapping,
+    back: Bool[Array, ""] | bool = False,
   ) -> Mapping:
-    """Thresholds of the selected towers that bring the MACs to `goal`.
+    """Thresholds that bring the MACs to `goal`: raised in the selected towers.
 
     Where units alone go, thresholds in use follow: the maximum over fewer heads
     is flatter, and at the same theta fewer tokens would fall. They rise only as
-    far as the goal asks.
+    far as the goal asks. `back` lowers those in use, in equal ratios.
 
     Bisection on the calibration examples, on a cubic scale from 0 to the
     number of tokens: useful thresholds are small. MACs need not be monotone
@@ -205,7 +206,7 @@ class Thresholds:
     }
     alone = jnp.any(selected) & ~jnp.any(selected & self.is_token)
     moved = {
-      tower: on | (alone & (state.thetas[tower] > 0))
+      tower: on | ((alone | back) & (state.thetas[tower] > 0))
       for tower, on in chosen.items()
     }
     calibration = jax.tree.map(
@@ -228,6 +229,7 @@ class Thresholds:
         # From where it stands to the highest, in equal ratios.
         followed = old * (highest / jnp.maximum(old, 1e-6)) ** u
         new = jnp.where(chosen[tower], raised, followed)
+        new = jnp.where(back, old * u, new)
         return jnp.where(moved[tower], new, old).astype(jnp.float32)
 
       return {tower: one(tower, old) for tower, old in state.thetas.items()}
@@ -275,11 +277,12 @@ class Thresholds:
     goal: Float[Array, ""],
     select: Mapping,
     key: Array,
+    back: Bool[Array, ""] | bool = False,
   ) -> tuple[Mapping, Mapping]:
     """Units to mark and thresholds that bring the MACs down to `goal`.
 
     Where parameters and tokens are selected together, each removes half,
-    parameters more where the tokens cannot.
+    parameters more where the tokens cannot. `back`: see `move_thetas`.
     """
     is_token, removable = self.is_token, self.removable(state)
     total = jnp.maximum(state.macs - goal, 0.0)
@@ -290,7 +293,7 @@ class Thresholds:
     need = jnp.where(units, jnp.where(tokens, half, total), 0.0)
     marked = self.mark(state, selected, need, key)
     masks = masks_lib.soft(state.masks, marked, 1.0)
-    thetas = self.raise_thetas(state, masks, selected, goal, select)
+    thetas = self.move_thetas(state, masks, selected, goal, select, back)
     return marked, thetas
 
   def goal(

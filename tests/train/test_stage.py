@@ -134,15 +134,15 @@ def test_thresholds_in_use_follow_when_units_go():
   macs = stage.macs(
     state.masks, stage.validate(state.params, state.masks, thetas, select)[1]
   )
-  raise_thetas = jax.jit(stage.raise_thetas)
+  move_thetas = jax.jit(stage.move_thetas)
   # The goal is met: nothing moves.
-  same = raise_thetas(state, state.masks, params, macs + 1e-3, select)
+  same = move_thetas(state, state.masks, params, macs + 1e-3, select)
   assert {t: float(v) for t, v in same.items()} == {
     t: float(v) for t, v in thetas.items()
   }
   # It is not: the threshold in use rises until it is, the other stays off.
   goal = macs - 0.05
-  new = raise_thetas(state, state.masks, params, goal, select)
+  new = move_thetas(state, state.masks, params, goal, select)
   assert float(new["vision"]) > float(thetas["vision"])
   assert float(new["text"]) == 0.0
   counts = stage.validate(state.params, state.masks, new, select)[1]
@@ -151,7 +151,7 @@ def test_thresholds_in_use_follow_when_units_go():
   # Where tokens are selected too, they alone do: others stay where they are.
   in_use = dict.fromkeys(thetas, thetas["vision"])
   state = dataclasses.replace(state, thetas=in_use)
-  both = raise_thetas(state, state.masks, params | tokens, goal, select)
+  both = move_thetas(state, state.masks, params | tokens, goal, select)
   assert float(both["vision"]) > float(in_use["vision"])
   assert float(both["text"]) == float(in_use["text"])
 
@@ -195,6 +195,26 @@ def test_settle_removes_what_drift_left_above_the_target():
   assert float(settled.macs) <= stage.settings.target + 1e-6
   again = settle(settled, kit.select())
   kit.same_bits(again.masks, settled.masks)
+
+
+def test_settle_gives_tokens_back_where_no_compaction_will():
+  stage, select = kit.make_stage(ratio=0.05), kit.select()
+  state, target = kit.initial(stage), stage.settings.target
+  tokens = jnp.asarray([m == "vision_tokens" for m in stage.prunable.modes])
+  goal = jnp.asarray(target - 0.05)
+  thetas = stage.propose(state, tokens, goal, select, state.key)[1]
+  counts = stage.validate(state.params, state.masks, thetas, select)[1]
+  macs = stage.macs(state.masks, counts)
+  below = dataclasses.replace(state, thetas=thetas, counts=counts, macs=macs)
+  assert macs <= goal
+  settle = jax.jit(stage.settle)
+  kit.same_bits(settle(below, select, give_back=OFF).thetas, thetas)
+  settled = settle(below, select, give_back=ON)
+  assert 0 < float(settled.thetas["vision"]) < float(thetas["vision"])
+  assert float(settled.thetas["text"]) == 0
+  kit.same_bits(settled.masks, state.masks)
+  # A token of one of the 16 examples is about 1e-3 of the MACs.
+  assert target - 5e-3 < float(settled.macs) <= target
 
 
 @pytest.mark.parametrize("recipe", ["uniform", "magnitude", "random"])

@@ -18,31 +18,15 @@ Where Java is, texts are split by the official tokenizer and METEOR is added.
 
 import ml_collections
 
-from configs import common
+from configs import published
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = common.get_config()
+  c = published.get_config()
   c.name = "coco_blip_caption"
   c.checkpoint = "runs/blip_caption"
   c.data.name = "coco_caption"
   c.data.text_length = 40
   c.data.report_splits = ("val", "test")
-  c.model.image_size = 384
-  c.model.dtype = "bfloat16"
-  c.model.remat = True
-  c.recipe.name = "comp_wanda"
-  c.prune.num_stages = 100
-  c.prune.max_stages = 130
-  c.prune.stage_steps = 100
-  c.prune.batch_size = 256
-  c.prune.learning_rate = 1e-5
-  c.prune.validation = 512
-  c.prune.validation_chunk = 64
   c.finetune.steps = 5 * 2213
-  c.finetune.batch_size = 256
-  c.finetune.learning_rate = 1e-5
-  c.finetune.warmup = 0
-  c.evaluate.batch_size = 64
-  c.evaluate.rows = ("dense", "compacted", "finetuned")
   return c

@@ -5,9 +5,7 @@ MADTP 66.2, CoMP 68.7 (notes on this row disagree); UPop at half the parameters
 70.8 (53.1). These are the papers' numbers, not ours: weights and photos were
 not at hand when this was written. Trained by momentum contrast like BLIP
 (`config.task.queue=0` contrasts the batch with itself); no re-ranking.
-Recipe: spec of UPop. Flickr30K: `--config.data.name=flickr30k
---config.task.ramp=566 --config.prune.stage_steps=50
---config.finetune.steps=6792`; dense 96.8 (86.6), UPop 93.2 (80.5).
+Recipe: spec of UPop. Flickr30K: `configs/flickr30k_clip_retrieval.py`.
 
   python -m comp_jax convert --source clip_large_retrieval_coco.pth \\
     --task retrieval --tokenizer DIR_OF_CLIP --to runs/clip_coco

@@ -14,32 +14,22 @@ effective batch 256, learning rate 3e-6, 15 epochs of 337 steps per phase.
 
 import ml_collections
 
-from configs import common
+from configs import common, published
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = common.get_config()
+  c = published.get_config()
   c.name = "nlvr2_blip"
   c.checkpoint = "runs/blip_nlvr"
   c.data.name = "nlvr2"
   c.data.text_length = 40
   c.data.report_splits = ("dev", "test")
   c.model.preset = "blip_nlvr"
-  c.model.image_size = 384
-  c.model.dtype = "bfloat16"
-  c.model.remat = True
-  c.recipe.name = "comp_wanda"
-  c.prune.num_stages = 100
-  c.prune.max_stages = 130
   c.prune.stage_steps = 50
-  c.prune.batch_size = 256
   c.prune.learning_rate = 3e-6
-  c.prune.validation = 512
-  c.prune.validation_chunk = 64
   c.prune.metric = "accuracy"
   c.finetune.steps = 15 * 337
-  c.finetune.batch_size = 256
   c.finetune.learning_rate = 3e-6
-  c.finetune.warmup = 0
-  c.evaluate.batch_size = 64
+  # An evaluation costs little here: all rows.
+  c.evaluate.rows = common.get_config().evaluate.rows
   return c

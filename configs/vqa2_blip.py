@@ -20,11 +20,11 @@ of Visual Genome (`vg_qa.json`), which is trained on where it is there.
 
 import ml_collections
 
-from configs import common
+from configs import published
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = common.get_config()
+  c = published.get_config()
   c.name = "vqa2_blip"
   c.checkpoint = "runs/blip_vqa"
   c.data.name = "vqa2"
@@ -32,21 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.report_splits = ("val",)
   c.task.rank = 3128
   c.model.image_size = 480
-  c.model.dtype = "bfloat16"
-  c.model.remat = True
-  c.recipe.name = "comp_wanda"
-  c.prune.num_stages = 100
-  c.prune.max_stages = 130
-  c.prune.stage_steps = 100
-  c.prune.batch_size = 256
   c.prune.learning_rate = 2e-5
-  c.prune.validation = 512
-  c.prune.validation_chunk = 64
   c.finetune.steps = 10 * 1712
-  c.finetune.batch_size = 256
   c.finetune.learning_rate = 2e-5
-  c.finetune.warmup = 0
   # Of each question 128 answers are compared whole.
   c.evaluate.batch_size = 16
-  c.evaluate.rows = ("dense", "compacted", "finetuned")
   return c

@@ -142,7 +142,7 @@ def save(
   Args:
     path: the folder. One that holds anything but a saved model is refused.
     params: parameters that fit `spec`.
-    spec: the model: dense, or `specs.compacted`.
+    spec: the model: dense, or `towers.compacted`.
     policies: token policy by tower; empty for a dense model.
     tokenizer_json: text of a `tokenizer.json`.
     recipe: how the model was made; plain JSON types.

@@ -1,7 +1,7 @@
 """Shapes and options of the towers, as frozen dataclasses that fit in JSON."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 
@@ -353,59 +353,6 @@ def encoder(
     source_width=source_width,
     **options,
   )
-
-
-def compacted(
-  spec: ModelSpec, units_left: Mapping[str, Sequence[int]]
-) -> ModelSpec:
-  """The spec of the compact model: unrolled, each layer with its own widths.
-
-  Args:
-    spec: the dense model.
-    units_left: live units per layer of every group, by the group's name
-      (`core.compact.units_left`).
-
-  Raises:
-    KeyError: a group is missing.
-    ValueError: the layers are not as many as the model's.
-  """
-
-  def tower(name, side):
-    encoder = side.encoder
-    dense = encoder.uniform
-    by_head = encoder.granularity == "head"
-    names = ["attn", "mlp", *dense.cross_names]
-    left = {part: units_left[f"{name}/{part}"] for part in names}
-    if any(len(units) != encoder.depth for units in left.values()):
-      found = " and ".join(str(len(units)) for units in left.values())
-      raise ValueError(
-        f"{name}: widths of {found} layers, the model has {encoder.depth}"
-      )
-
-    def attention(block, units):
-      return {
-        "heads": int(units) if by_head else block.heads,
-        "head_width": block.head_width if by_head else int(units),
-      }
-
-    def layer(index):
-      cross = tuple(
-        AttentionSpec(**attention(block, left[part][index]))
-        for part, block in zip(dense.cross_names, dense.cross, strict=True)
-      )
-      return LayerSpec(
-        **attention(dense, left["attn"][index]),
-        mlp=int(left["mlp"][index]),
-        cross=cross,
-      )
-
-    layers = tuple(layer(index) for index in range(encoder.depth))
-    return dataclasses.replace(
-      side, encoder=dataclasses.replace(encoder, layers=layers, scan=False)
-    )
-
-  sides = {name: tower(name, getattr(spec, name)) for name in spec.towers}
-  return dataclasses.replace(spec, **sides)
 
 
 def with_encoders(spec: ModelSpec, **options: Any) -> ModelSpec:

@@ -10,7 +10,7 @@ import numpy as np
 
 from comp_jax.core import compact
 from comp_jax.core import tokens as tokens_lib
-from comp_jax.models import specs
+from comp_jax.models import specs, towers
 from comp_jax.train import costs, prepare
 from comp_jax.train import state as state_lib
 
@@ -56,7 +56,7 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
   }
 
   def spec_of(masks):
-    return specs.compacted(job.spec, compact.units_left(groups, masks))
+    return towers.compacted(job.spec, compact.units_left(groups, masks))
 
   spec = spec_of(state.masks)
   caps = compact.fit_caps(

@@ -10,7 +10,7 @@ import pytest
 from comp_jax.core import compact, cost
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import families, specs, two_tower
+from comp_jax.models import families, specs, towers, two_tower
 
 CLIP = dict(
   patches=576,
@@ -130,7 +130,7 @@ def test_traced_macs_equal_integers():
 def test_macs_of_masks_equal_those_of_the_compact_model(granularity):
   model = _spec(granularity=granularity)
   groups, masks, counts = families.groups(model), _masks(model), _counts()
-  small = specs.compacted(model, compact.units_left(groups, masks))
+  small = towers.compacted(model, compact.units_left(groups, masks))
   traced = jax.jit(lambda m, c: families.macs(model, m, c))(
     masks, jax.tree.map(jnp.asarray, counts)
   )
@@ -158,13 +158,13 @@ def test_the_gradient_of_a_mask_is_what_its_unit_saves(granularity):
     )
   )(masks)
   units = compact.units_left(groups, masks)
-  dense = families.macs(specs.compacted(model, units), None, counts)
+  dense = families.macs(towers.compacted(model, units), None, counts)
   for group in groups:
     tower, kind = group.name.split("/")
     for layer in range(group.layers):
       fewer = {name: list(left) for name, left in units.items()}
       fewer[group.name][layer] -= 1
-      less = families.macs(specs.compacted(model, fewer), None, counts)
+      less = families.macs(towers.compacted(model, fewer), None, counts)
       np.testing.assert_allclose(
         gradient[tower][kind][layer], dense - less, rtol=1e-6
       )
@@ -184,7 +184,7 @@ def test_macs_agree_with_xla_on_a_compact_model():
   """
   model = _spec(width=512, mlp=1536)
   groups, masks = families.groups(model), _masks(model)
-  small = specs.compacted(model, compact.units_left(groups, masks))
+  small = towers.compacted(model, compact.units_left(groups, masks))
   keep = {"vision": (13, 9, 6), "text": (12, 7)}
   shapes = families.param_shapes(small)
   b = 2

@@ -10,7 +10,7 @@ from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.interop import blip, load
-from comp_jax.models import families, presets, spec_json, specs, towers
+from comp_jax.models import families, presets, spec_json, towers
 from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -132,7 +132,7 @@ def test_zero_mask_equals_sliced_out_with_both_cross_attentions(loaded, batch):
     return jnp.asarray(mask)
 
   masks = masks_lib.build(groups, leaf)
-  small = specs.compacted(spec, compact.units_left(groups, masks))
+  small = towers.compacted(spec, compact.units_left(groups, masks))
   sliced = compact.slice_params(params, groups, masks)
   policies = {tower: TokenPolicy(theta=0.7) for tower in ("vision", "text")}
   output, aux = kit.apply(spec, params, batch, masks, policies=policies)

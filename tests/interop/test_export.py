@@ -11,7 +11,7 @@ from comp_jax.cli import verbs
 from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
 from comp_jax.interop import export, load, store
-from comp_jax.models import families, specs
+from comp_jax.models import families, towers
 from tests.interop import test_blip, test_clip
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -54,7 +54,7 @@ def _pruned(loaded):
   masks = masks_lib.build(groups, leaf)
   params = jax.device_get(loaded.params)
   return store.Loaded(
-    spec=specs.compacted(loaded.spec, compact.units_left(groups, masks)),
+    spec=towers.compacted(loaded.spec, compact.units_left(groups, masks)),
     params=compact.slice_params(params, groups, masks),
     policies={},
     tokenizer_json="",

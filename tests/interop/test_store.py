@@ -16,7 +16,7 @@ from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.interop import store
-from comp_jax.models import families, specs
+from comp_jax.models import families, towers
 from tests.models import model_kit as kit
 
 TOKENIZER = json.dumps({"version": "1.0", "model": {"type": "WordPiece"}})
@@ -36,7 +36,7 @@ def _compact(depth=(12, 2), granularity="head"):
 
   groups = families.groups(model)
   masks = masks_lib.build(groups, leaf)
-  small = specs.compacted(model, compact.units_left(groups, masks))
+  small = towers.compacted(model, compact.units_left(groups, masks))
   return small, compact.slice_params(kit.params(model), groups, masks)
 
 

@@ -11,7 +11,15 @@ from comp_jax.core import compact, cost, importance
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import blip, blip_vqa, families, presets, spec_json, specs
+from comp_jax.models import (
+  blip,
+  blip_vqa,
+  families,
+  presets,
+  spec_json,
+  specs,
+  towers,
+)
 from tests.models import model_kit as kit
 
 BATCH = {**kit.batch(), **kit.answers()}
@@ -95,7 +103,7 @@ def test_zero_mask_equals_sliced_out(name, groups_named, granularity):
   groups = families.groups(model)
   masks = _some_removed(groups, groups_named or {g.name for g in groups})
   left = compact.units_left(groups, masks)
-  small = specs.compacted(model, left)
+  small = towers.compacted(model, left)
   sliced = compact.slice_params(params, groups, masks)
   policies = {
     tower: TokenPolicy(theta=0.6, gate=granularity == "head")

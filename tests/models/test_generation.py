@@ -9,7 +9,7 @@ import pytest
 
 from comp_jax.core import compact
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import families, generation, specs
+from comp_jax.models import families, generation, towers
 from tests.models import model_kit as kit
 from tests.models import test_blip
 
@@ -91,7 +91,7 @@ def test_it_finds_what_a_search_without_a_cache_finds(name):
     text, score = _reference(model, params, one, masks, policies)
     assert ids[i].tolist() == text
     np.testing.assert_allclose(scores[i], score, rtol=0, atol=1e-4)
-  small = specs.compacted(model, compact.units_left(groups, masks))
+  small = towers.compacted(model, compact.units_left(groups, masks))
   sliced = compact.slice_params(params, groups, masks)
   same, same_scores = _write(small, sliced, batch, None, policies)
   np.testing.assert_array_equal(same, ids)

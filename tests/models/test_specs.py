@@ -9,7 +9,7 @@ import pytest
 
 from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
-from comp_jax.models import families, presets, spec_json, specs
+from comp_jax.models import families, presets, spec_json, towers
 from tests.models import model_kit as kit
 
 
@@ -28,7 +28,7 @@ def _compact(model):
 
   groups = families.groups(model)
   masks = masks_lib.build(groups, leaf)
-  return masks, specs.compacted(model, compact.units_left(groups, masks))
+  return masks, towers.compacted(model, compact.units_left(groups, masks))
 
 
 MODELS = [
@@ -83,10 +83,10 @@ def test_compacted_checks_its_layers():
   model = kit.spec()
   left = {"vision/attn": [3] * 2, "vision/mlp": [40] * 2}
   with pytest.raises(KeyError):
-    specs.compacted(model, left)
+    towers.compacted(model, left)
   left |= {"text/attn": [4], "text/mlp": [36]}
   with pytest.raises(ValueError, match="text: widths of 1 and 1 layers"):
-    specs.compacted(model, left)
+    towers.compacted(model, left)
 
 
 def test_presets_by_name():

@@ -12,7 +12,7 @@ from comp_jax.core import compact, importance
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import families, specs, two_tower
+from comp_jax.models import families, specs, towers, two_tower
 from tests.models import model_kit as kit
 
 BATCH = kit.batch()
@@ -49,7 +49,7 @@ def _some_removed(groups, names, seed=5):
 
 def _sliced(model, params, masks):
   groups = families.groups(model)
-  small = specs.compacted(model, compact.units_left(groups, masks))
+  small = towers.compacted(model, compact.units_left(groups, masks))
   return small, compact.slice_params(params, groups, masks)
 
 

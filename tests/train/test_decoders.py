@@ -6,7 +6,7 @@ import numpy as np
 
 from comp_jax.core import compact
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.models import families, specs
+from comp_jax.models import families, towers
 from comp_jax.recipes import library
 from comp_jax.tasks import vqa
 from comp_jax.train import costs, fit, step, thresholds
@@ -68,7 +68,7 @@ def test_question_answering_is_pruned_to_its_target_in_every_mode():
   assert sum(left["answer/mlp"]) < groups["answer/mlp"].units * 2
 
   # Compact, it computes what the masked model does.
-  small = specs.compacted(MODEL, left)
+  small = towers.compacted(MODEL, left)
   sliced = compact.slice_params(
     jax.device_get(state.params),
     stage.prunable.groups,

@@ -22,6 +22,7 @@ from comp_jax.interop import store
 from comp_jax.models import families, presets
 from comp_jax.train import pruning
 
+_ROOT = pathlib.Path(__file__).parents[1]
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder to make.", required=True)
 RATIO = flags.DEFINE_float("ratio", 0.85, "Fraction of the MACs to remove.")
 STEPS = flags.DEFINE_integer("steps", 2, "Training steps of the stage.")
@@ -45,11 +46,11 @@ def write_dense(path: pathlib.Path) -> None:
 def main(_):
   workdir = pathlib.Path(WORKDIR.value)
   if not (workdir / "data").exists():
-    emoji = pathlib.Path(__file__).parents[1] / "assets" / "emoji"
+    emoji = _ROOT / "assets" / "emoji"
     nlvr_emoji.write(emoji, workdir / "data", train=64, dev=4)
   if not (workdir / "dense").exists():
     write_dense(workdir / "dense")
-  config = shell.load_config("configs/nlvr2_blip.py")
+  config = shell.load_config(str(_ROOT / "configs" / "nlvr2_blip.py"))
   config.checkpoint = str(workdir / "dense")
   config.ratio = RATIO.value
   config.data.dir = str(workdir / "data")

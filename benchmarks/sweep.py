@@ -8,6 +8,7 @@ ratio of wall times is what to read.
 """
 
 import dataclasses
+import pathlib
 import time
 
 import jax
@@ -19,6 +20,7 @@ from comp_jax.cli import shell
 from comp_jax.data import sources
 from comp_jax.train import prepare, setup, sweep
 
+_ROOT = pathlib.Path(__file__).parents[1]
 STEPS = flags.DEFINE_integer("steps", 2, "Training steps of a stage.")
 BATCH = flags.DEFINE_integer("batch", 16, "Examples per step.")
 STAGES = flags.DEFINE_integer("stages", 2, "Stages that are timed.")
@@ -77,7 +79,7 @@ def timed(job: prepare.Job, points) -> tuple[float, float]:
 
 
 def main(_):
-  config = shell.load_config("configs/emoji_tiny.py")
+  config = shell.load_config(str(_ROOT / "configs" / "emoji_tiny.py"))
   config.prune.validation = config.prune.validation_chunk = 64
   config.prune.calibration = 32
   job = prepare.prepare(config)

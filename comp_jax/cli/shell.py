@@ -183,6 +183,10 @@ def load_config(file: str) -> ml_collections.ConfigDict:
       f"--config: no config file {path!r}; "
       + (f"did you mean {near[0]}?" if near else "give the path of a .py file")
     )
+  # Configs import what they share as `configs.common`, from any folder.
+  root = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+  if root not in sys.path:
+    sys.path.append(root)
   try:
     spec = importlib.util.spec_from_file_location("comp_jax_config", path)
     module = importlib.util.module_from_spec(spec)

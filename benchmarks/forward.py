@@ -16,7 +16,7 @@ from absl import app, flags
 
 import comp_jax
 from comp_jax.core import cost
-from comp_jax.models import families
+from comp_jax.models import families, towers
 
 DENSE = flags.DEFINE_string("dense", "assets/emoji_tiny", "Dense model.")
 COMPACT = flags.DEFINE_string("compact", "runs/demo/model", "Compact model.")
@@ -29,12 +29,12 @@ def macs(model) -> float:
   """MACs of one example, its text of TEXT tokens."""
   counts = {}
   for tower, tokens in (
-    ("vision", model.spec.vision.tokens),
-    ("text", TEXT.value),
+    ("vision", [model.spec.vision.tokens] * model.spec.images),
+    ("text", [TEXT.value]),
   ):
     policy = model.policies.get(tower)
     counts[tower] = cost.static_counts(
-      np.array([tokens]),
+      np.array(tokens),
       None if policy is None else policy.keep,
       getattr(model.spec, tower).encoder.depth,
     )
@@ -47,19 +47,23 @@ def main(_):
     "compact": comp_jax.load(COMPACT.value),
   }
   rng = np.random.default_rng(0)
-  example = families.example(models["dense"].spec)["image"]
+  example = towers.example(models["dense"].spec)["image"]
   shape = (BATCH.value, *example.shape[1:])
   images = rng.integers(0, 255, shape, np.uint8)
   ids = rng.integers(5, 1000, (BATCH.value, TEXT.value), np.int32)
   ids[:, 0], ids[:, -1] = 2, models["dense"].spec.text.sep_id
-  mask = np.ones(ids.shape, bool)
+  batch = {
+    "image": images,
+    "text_ids": ids,
+    "text_mask": np.ones(ids.shape, bool),
+  }
   seconds = {name: [] for name in models}
   for model in models.values():
-    jax.block_until_ready(model.logits(images, ids, mask))
+    jax.block_until_ready(model(batch))
   for _ in range(ROUNDS.value):
     for name, model in models.items():
       began = time.perf_counter()
-      jax.block_until_ready(model.logits(images, ids, mask))
+      jax.block_until_ready(model(batch))
       seconds[name].append(time.perf_counter() - began)
   median = {name: statistics.median(row) for name, row in seconds.items()}
   cost_of = {name: macs(model) for name, model in models.items()}

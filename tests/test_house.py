@@ -1,6 +1,7 @@
 """The house: imports point down, core stays pure, modules stay small."""
 
 import ast
+import importlib
 import pathlib
 
 import pytest
@@ -52,6 +53,31 @@ def test_nothing_imports_upwards(path):
     if (floor := _floor(name)) is not None and floor < here
   ]
   assert not above, f"{path} imports upwards: {above}"
+
+
+@pytest.mark.parametrize(
+  "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name
+)
+def test_what_a_benchmark_calls_exists(path):
+  """No test runs a benchmark: at least its names are held to the modules."""
+  tree = ast.parse(path.read_text(encoding="utf-8"))
+  modules = {
+    alias.name: importlib.import_module(f"{node.module}.{alias.name}")
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ImportFrom) and node.module.startswith("comp_jax")
+    for alias in node.names
+  }
+  called = [
+    (node.value.id, node.attr)
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+  ]
+  gone = [
+    f"{name}.{attr}"
+    for name, attr in called
+    if name in modules and not hasattr(modules[name], attr)
+  ]
+  assert modules and not gone, f"{path.name} calls {gone}"
 
 
 @pytest.mark.parametrize(

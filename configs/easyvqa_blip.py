@@ -10,13 +10,10 @@ words reaches: 0.667 on test.
     --workdir=runs/easyvqa_comp_0.7 --config.ratio=0.7
 
 `--config.task.rank=0` writes the answers freely instead of ranking the 13.
-It has not been run to the end yet, so there are no expected accuracies here.
-Stopped after 540 steps, its training loss was 2.82 over steps 400 to 500 and
-2.76 after that; 3.03 is the least without the image, 2.78 with the colours that
-are asked for, 2.36 with all answers. From random weights, with four vision
-layers and a rate of 1e-3, it came to the mark of the colours (2.05; 2.27
-without the image) in 600 steps and stayed there until it was stopped at 880; at
-32 pixels it stayed near 2.27 for all of 500 steps.
+The dense model reaches 0.861 on test, CoMP at 0.7 0.862 (`uniform` 0.873; one
+seed each, docs/results.md). The training loss stands at 2.78, the mark of a
+model that sees the colours alone, from step 400 to 800 and ends at 2.59; 2.36
+would be all answers.
 """
 
 import ml_collections

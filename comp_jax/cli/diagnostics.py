@@ -137,7 +137,15 @@ def _job(arguments: argparse.Namespace):
   # A single chunk: all examples are one batch.
   config.prune.validation = arguments.examples
   config.prune.validation_chunk = arguments.examples
-  return prepare.prepare(config)
+  try:
+    return prepare.prepare(config)
+  except errors.UserError as error:
+    # The key that stands for the option, not for what the user typed.
+    if "prune.validation_chunk" in str(error):
+      raise errors.UserError(
+        f"--examples {arguments.examples}: {error}"
+      ) from error
+    raise
 
 
 def _batch(job) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ is refused, with all differences in one message.
 
 import importlib.util
 import pathlib
+import re
 from collections.abc import Mapping
 
 import jax
@@ -18,7 +19,7 @@ from safetensors import numpy as safetensors_numpy
 from comp_jax import errors
 from comp_jax.interop import layouts, store
 from comp_jax.interop import tensors as tensors_lib
-from comp_jax.models import families, presets, specs
+from comp_jax.models import families, presets, specs, towers
 
 _VIT_LAYER = layouts.LayerNames(
   norm1="norm1",
@@ -38,6 +39,8 @@ _BERT_LAYER = layouts.LayerNames(
   down="output.dense",
 )
 _LAYERS = "encoder.layer.{}."
+# What a tower has only where it looks at another one, or writes words.
+_NEW = re.compile(r"cross|merge|/transform|/output_bias")
 
 
 def vit_params(
@@ -182,18 +185,31 @@ def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
   Raises:
     UserError: names each array of a tower that does not fit.
   """
-  shapes = tensors_lib.flatten(families.param_shapes(spec))
+  if not towers.is_dense(source.spec):
+    raise errors.UserError(
+      "config.train.towers: a compact model, whose layers have widths of their "
+      "own; name the dense one"
+    )
+  params = tensors_lib.flatten(families.initial_params(spec, seed))
   known = {
     key: array
     for key, array in tensors_lib.flatten(source.params).items()
-    if key in shapes and key.split("/")[0] in spec.towers
+    if key in params and key.split("/")[0] in spec.towers
   }
-  rows = known.pop("text/position_embedding")
-  wanted = {key: shapes[key] for key in known}
+  wanted = {
+    key: array
+    for key, array in params.items()
+    if key in known
+    or (key.split("/")[0] in source.spec.towers and not _NEW.search(key))
+  }
+  positions = "text/position_embedding"
+  if positions in known:
+    # Longer texts have positions that are new, shorter ones need fewer.
+    rows, fresh = known[positions], params[positions]
+    if rows.shape[1:] == fresh.shape[1:]:
+      rows = np.concatenate([rows[: len(fresh)], fresh[len(rows) :]])
+    known[positions] = rows
   tensors_lib.check_tree(known, wanted, "config.train.towers")
-  params = tensors_lib.flatten(families.initial_params(spec, seed))
-  longer = params["text/position_embedding"][len(rows) :]
-  params["text/position_embedding"] = np.concatenate([rows, longer])
   return jax.tree.map(np.asarray, tensors_lib.unflatten({**params, **known}))
 
 

@@ -49,7 +49,10 @@ def read(paths: Sequence[str]) -> tuple[list[runs.Run], list[runs.LeftOut]]:
   kept = []
   for run in found:
     report = run.report
-    if report["stages"] and report["macs"]["final"] is not None:
+    pruned = any(
+      stage["mode"] not in ("warmup", "none") for stage in report["stages"]
+    )
+    if pruned and report["macs"]["final"] is not None:
       kept.append(run)
     else:
       left_out.append(runs.LeftOut(path=run.path, reason="it pruned nothing"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtyping import Array, Key
 
+from comp_jax import errors
 from comp_jax.data import pipelines, texts
 from comp_jax.models import specs
 
@@ -29,6 +30,9 @@ class Options:
     answer_length: tokens of an answer.
     rank: answers, the most frequent ones of train, of which the likeliest is
       taken; 0 writes freely.
+
+  Raises:
+    UserError: a number is out of its range.
   """
 
   queue: int = 0
@@ -39,6 +43,21 @@ class Options:
   answers: int = 10
   answer_length: int = 10
   rank: int = 0
+
+  def __post_init__(self):
+    # The shortest text is [CLS], a word, [SEP].
+    lowest = {"answers": 1, "answer_length": 3}
+    for field in dataclasses.fields(self):
+      value, low = getattr(self, field.name), lowest.get(field.name, 0)
+      if value < low:
+        raise errors.UserError(
+          f"config.task.{field.name} must be {low} or more, not {value}"
+        )
+    for name in ("momentum", "distill"):
+      if getattr(self, name) > 1:
+        raise errors.UserError(
+          f"config.task.{name} must be at most 1, not {getattr(self, name)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

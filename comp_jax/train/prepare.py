@@ -125,6 +125,11 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   data = inputs.open_data(config, tokenizers.load(dense.tokenizer_json))
   data = inputs.read_by(data, task, config.data.name)
   available = len(data.splits["select"]) // chunk * chunk
+  if not available:
+    raise errors.UserError(
+      f"config.prune.validation_chunk is {chunk}, select has only "
+      f"{len(data.splits['select'])} examples"
+    )
   wanted = config.prune.validation // chunk * chunk
   examples = data.examples("select", min(wanted, available))
   select = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), examples)

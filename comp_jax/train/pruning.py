@@ -62,13 +62,12 @@ def run(
     objective = job.stage.objective
 
     # Dense.
-    zero = {t: np.zeros((), np.float32) for t in job.spec.towers}
     note(
       "dense",
       evaluate,
       job.dense.params,
       job.stage.ones,
-      objective.policies(zero),
+      objective.policies(jax.device_get(job.stage.off)),
     )
 
     # Search.

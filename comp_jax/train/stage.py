@@ -67,8 +67,7 @@ class Stage(thresholds.Thresholds):
     self, params: Mapping, select: Mapping, seed: int
   ) -> state_lib.SearchState:
     """The state of the dense model with these weights."""
-    zero = {t: jnp.zeros((), jnp.float32) for t in self.prunable.towers}
-    metric, counts = self.validate(params, self.ones, zero, select)
+    metric, counts = self.validate(params, self.ones, self.off, select)
     return state_lib.initial(
       self.prunable,
       params,

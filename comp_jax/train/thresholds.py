@@ -75,6 +75,11 @@ class Thresholds:
     return masks_lib.ones(self.prunable.groups)
 
   @property
+  def off(self) -> Mapping:
+    """The thresholds of the dense model, of every tower that has one."""
+    return {t: jnp.zeros((), jnp.float32) for t in self.prunable.towers}
+
+  @property
   def is_token(self) -> Bool[Array, " m"]:
     """Which modes drop tokens."""
     modes = self.prunable.modes
@@ -268,7 +273,8 @@ class Thresholds:
     needed = jax.lax.cond(
       some, lambda: excess(jnp.zeros(())) > 0, lambda: jnp.asarray(False)
     )
-    return jax.lax.cond(needed, search, lambda: dict(state.thetas))
+    # At 0 thresholds stand where they are, or are off (`back`).
+    return jax.lax.cond(needed, search, lambda: thetas_at(jnp.zeros(())))
 
   def propose(
     self,

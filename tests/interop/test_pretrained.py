@@ -248,6 +248,29 @@ def test_towers_go_on_where_another_model_ended():
   }
 
 
+def test_towers_with_more_positions_than_the_texts_lose_them():
+  source = _sevens(presets.spec("tiny", vocab_size=40, max_length=24))
+  nlvr = presets.spec("tiny_nlvr", vocab_size=40, max_length=16)
+  begun = pretrained.begun_with(nlvr, source, seed=0)
+  assert begun["text"]["position_embedding"].shape[0] == 16
+
+
+def test_towers_of_a_compact_model_are_refused():
+  tiny = presets.spec("tiny", vocab_size=40)
+  source = _sevens(specs.with_encoders(tiny, scan=False))
+  nlvr = presets.spec("tiny_nlvr", vocab_size=40)
+  with pytest.raises(errors.UserError, match="config.train.towers: a compact"):
+    pretrained.begun_with(nlvr, source, seed=0)
+
+
+def test_an_array_that_a_tower_lacks_is_named():
+  source = _sevens(presets.spec("tiny", vocab_size=40))
+  del source.params["text"]["encoder"]["layers"]["norm2"]
+  nlvr = presets.spec("tiny_nlvr", vocab_size=40)
+  with pytest.raises(errors.UserError, match="text/encoder/layers/norm2"):
+    pretrained.begun_with(nlvr, source, seed=0)
+
+
 def test_towers_of_other_sizes_are_named():
   source = _sevens(presets.spec("tiny", vocab_size=40, image_size=32))
   nlvr = presets.spec("tiny_nlvr", vocab_size=40)

@@ -24,7 +24,8 @@ def folder(tmp_path, make):
   for stage in plain["stages"]:
     stage["explored"] = False
   plain["stages"][3]["mode"] = "vision_params+language_params"
-  unpruned = make(stages=[])
+  warmup = {**make()["stages"][0], "mode": "warmup"}
+  unpruned = make(stages=[warmup])
   reports = {"comp": make(), "plain": plain, "unpruned": unpruned}
   for name, report in reports.items():
     (tmp_path / name).mkdir()

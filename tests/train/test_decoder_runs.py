@@ -12,7 +12,7 @@ from comp_jax.data import tokenizers
 from comp_jax.interop import store
 from comp_jax.models import presets, specs
 from comp_jax.tasks import caption, caption_score
-from comp_jax.train import dense, prepare, setup
+from comp_jax.train import dense, prepare, pruning, setup
 from configs import common
 from tests.models import model_kit
 from tests.train import test_five_modes
@@ -165,6 +165,14 @@ def test_a_checkpoint_may_have_more_positions_than_questions_and_answers(
   c.task.answer_length = LENGTH + 1
   with pytest.raises(errors.UserError, match="answer_length is 13, .* has 12"):
     setup.load_dense(c, c.checkpoint)
+
+
+@pytest.mark.slow
+def test_a_whole_run_compiles_its_evaluation_once(questions, tmp_path):
+  c = questions.copy_and_resolve_references()
+  c.evaluate.rows = ("dense", "masked", "finetuned")
+  report, _ = pruning.run(c, tmp_path)
+  assert report["compilations"]["evaluate"] == 1
 
 
 def test_answers_are_ranked(questions):

@@ -48,6 +48,29 @@ def test_a_mode_that_the_model_does_not_have(config):
     prepare.prepare(config)
 
 
+def test_a_chunk_that_select_cannot_fill(config):
+  config.prune.validation = config.prune.validation_chunk = 100_000
+  with pytest.raises(errors.UserError, match=r"_chunk is 100000, .* has only"):
+    prepare.prepare(config)
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("answers", 0, "task.answers must be 1 or more, not 0"),
+    ("answer_length", 2, "task.answer_length must be 3 or more, not 2"),
+    ("rank", -2, "task.rank must be 0 or more, not -2"),
+    ("distill", 1.5, "task.distill must be at most 1, not 1.5"),
+  ],
+)
+def test_numbers_of_a_protocol_outside_their_range(
+  config, name, value, message
+):
+  config.task[name] = value
+  with pytest.raises(errors.UserError, match=message):
+    prepare.prepare(config)
+
+
 def test_cit_with_channels(config):
   config.model.granularity = "channel"
   with pytest.raises(errors.UserError, match="config.recipe.cit=False"):

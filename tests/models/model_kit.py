@@ -1,5 +1,7 @@
 """Small two-tower models, random parameters and batches for the tests."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,4 +219,17 @@ def forward(
 
 apply = jax.jit(
   forward, static_argnames=("model", "estimator"), compiler_options=FAST
+)
+# With the compiler of every day, where the suite's settings leave parts out.
+fused = jax.jit(
+  forward,
+  static_argnames=("model", "estimator"),
+  compiler_options={
+    **FAST,
+    **(
+      {"xla_cpu_use_fusion_emitters": True}
+      if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", "")
+      else {}
+    ),
+  },
 )

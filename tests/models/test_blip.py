@@ -171,6 +171,17 @@ def test_masks_of_ones_and_theta_0_change_nothing(name):
 
 
 @every_model
+def test_masks_of_ones_and_theta_0_change_nothing_compiled(name):
+  """Up to what fusing the operations rounds."""
+  masks = masks_lib.ones(families.groups(MODELS[name]))
+  policies = {tower: TokenPolicy() for tower in DROP[name]}
+  args = (MODELS[name], PARAMS_OF[name], BATCH)
+  plain, _ = kit.fused(*args)
+  same, _ = kit.fused(*args, masks, policies=policies)
+  close(same, plain, atol=1e-6)
+
+
+@every_model
 def test_mask_execution_equals_static_at_equal_counts(name):
   model = MODELS[name]
   flat = specs.with_encoders(model, scan=False)

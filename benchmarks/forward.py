@@ -22,19 +22,23 @@ DENSE = flags.DEFINE_string("dense", "assets/emoji_tiny", "Dense model.")
 COMPACT = flags.DEFINE_string("compact", "runs/demo/model", "Compact model.")
 BATCH = flags.DEFINE_integer("batch", 32, "Examples per forward.")
 TEXT = flags.DEFINE_integer("text_length", 20, "Valid tokens of each text.")
+# Tokens of the answer that a question-answering model is asked about.
+ANSWER = 5
 ROUNDS = flags.DEFINE_integer("rounds", 30, "Timed forwards of each model.")
 
 
 def macs(model) -> float:
   """MACs of one example, its text of TEXT tokens."""
   counts = {}
-  for tower, tokens in (
-    ("vision", [model.spec.vision.tokens] * model.spec.images),
-    ("text", [TEXT.value]),
-  ):
+  tokens_of = {
+    "vision": [model.spec.vision.tokens] * model.spec.images,
+    "text": [TEXT.value] * model.spec.readings,
+    "answer": [ANSWER],
+  }
+  for tower in model.spec.towers:
     policy = model.policies.get(tower)
     counts[tower] = cost.static_counts(
-      np.array(tokens),
+      np.array(tokens_of[tower]),
       None if policy is None else policy.keep,
       getattr(model.spec, tower).encoder.depth,
     )
@@ -52,10 +56,13 @@ def main(_):
   images = rng.integers(0, 255, shape, np.uint8)
   ids = rng.integers(5, 1000, (BATCH.value, TEXT.value), np.int32)
   ids[:, 0], ids[:, -1] = 2, models["dense"].spec.text.sep_id
+  answers = np.broadcast_to(ids[:, None, :ANSWER], (BATCH.value, 1, ANSWER))
   batch = {
     "image": images,
     "text_ids": ids,
     "text_mask": np.ones(ids.shape, bool),
+    "answer_ids": answers,
+    "answer_mask": np.ones(answers.shape, bool),
   }
   seconds = {name: [] for name in models}
   for model in models.values():

@@ -6,8 +6,9 @@ accelerators that axis is vmapped and split over the devices. On one CPU the
 members run one after the other inside the same program: a vmapped branch would
 run both of its sides, and there is nothing to win in width.
 
-A member does what a run of its own would do, up to the freeze. Then it is
-fine-tuned masked, at its thresholds: a compact model has shapes of its own.
+A member goes through the stages of a run of its own. Then it is fine-tuned
+masked, at its thresholds, for a compact model has shapes of its own; what drift
+took below its target it gets back.
 """
 
 import dataclasses

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -90,6 +91,23 @@ def test_scores_follow_their_definitions():
   assert same["bleu_4"] == pytest.approx(1.0, abs=1e-6)
   assert same["rouge_l"] == pytest.approx(1.0)
   assert same["cider"] > found["cider"]
+
+
+# Meteor keeps the pipes of its Java process open.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings(
+  "ignore:Exception ignored in. <_io:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running")
+@pytest.mark.skipif(not shutil.which("java"), reason="Java is not installed")
+def test_java_splits_the_words_and_adds_meteor():
+  pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
+  found = caption_score.scores(WRITTEN, REFERENCES, java=True)
+  plain = caption_score.scores(WRITTEN, REFERENCES, java=False)
+  assert set(found) == {*plain, "meteor"}
+  assert 0.1 < found["meteor"] < 1
+  # These texts are split alike by both.
+  assert found["cider"] == pytest.approx(plain["cider"])
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -10,6 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from comp_jax import errors
 from comp_jax.cli import (
+  answer,
   compare,
   convert,
   data,
@@ -31,7 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog="python -m comp_jax", description="Models of comp_jax: in, out, cost."
   )
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-  for module in (compare, convert, data, export, forward, inspect, sweep):
+  for module in (
+    answer,
+    compare,
+    convert,
+    data,
+    export,
+    forward,
+    inspect,
+    sweep,
+  ):
     module.add(verbs)
   arguments = parser.parse_args(argv)
   try:

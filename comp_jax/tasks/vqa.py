@@ -1,7 +1,7 @@
 """Question answering about images (spec `upop.md` 3.6)."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -107,12 +107,16 @@ def _asked(batch: Mapping) -> dict[str, Array]:
   return {"image": batch["image"], **one}
 
 
-def evaluate(
-  predict: Callable[[Mapping], Int[Array, "b n"]],
-  batches: pipelines.EvalBatches,
-) -> dict[str, float]:
-  """The scores of the answers that are written to a split's questions."""
-  return _scores(writing.written(predict, batches), batches)
+def answers(options: task.Options) -> Callable[..., Iterator[str]]:
+  """How a split's questions are answered, in its order: (predict, batches) ->.
+
+  Written freely, or chosen among the answers that train gives most often.
+  """
+  if not options.rank:
+    return writing.written
+  return functools.partial(
+    ranked, count=options.rank, length=options.answer_length
+  )
 
 
 def ranked(
@@ -121,8 +125,8 @@ def ranked(
   *,
   count: int,
   length: int,
-) -> dict[str, float]:
-  """The scores of choosing among answers that train gives.
+) -> Iterator[str]:
+  """The likeliest among answers that train gives.
 
   Args:
     predict: evaluation batch, ids and mask of answers -> which one.
@@ -131,13 +135,13 @@ def ranked(
     length: of an answer, in tokens.
   """
   texts = batches.source.answers[:count]
-  answers = batches.tokenizer.encode(texts, length)
-  chosen = writing.predicted(lambda batch: predict(batch, *answers), batches)
-  return _scores((texts[index] for index in chosen), batches)
+  known = batches.tokenizer.encode(texts, length)
+  for index in writing.predicted(lambda batch: predict(batch, *known), batches):
+    yield texts[index]
 
 
 def _scores(
-  answers: Iterable[str], batches: pipelines.EvalBatches
+  given: Iterable[str], batches: pipelines.EvalBatches
 ) -> dict[str, float]:
   """The official `accuracy`, and that of who reads the questions alone.
 
@@ -145,7 +149,7 @@ def _scores(
   the same words.
   """
   accuracy = blind = 0.0
-  for answer, example in zip(answers, batches.examples(), strict=True):
+  for answer, example in zip(given, batches.examples(), strict=True):
     accuracy += vqa_score.accuracy(answer, example["answers"])
     blind += vqa_score.accuracy(example["blind"], example["answers"])
   count = batches.num_examples
@@ -154,14 +158,19 @@ def _scores(
 
 def build(options: task.Options) -> task.Task:
   """The task, with the answers of these options."""
-  count, length = options.rank, options.answer_length
-  choosing = functools.partial(ranked, count=count, length=length)
+  answering = answers(options)
+
+  def evaluate(predict, batches) -> dict[str, float]:
+    return _scores(answering(predict, batches), batches)
+
   return task.Task(
     name="question answering",
     loss=loss,
     metrics={"loss": lambda output, batch: -loss(output, batch)},
-    predict=choose if count else predict,
-    evaluate=choosing if count else evaluate,
+    predict=choose if options.rank else predict,
+    evaluate=evaluate,
     needs=frozenset({"answers"}),
-    layout=texts.Layout(answers=options.answers, answer_length=length),
+    layout=texts.Layout(
+      answers=options.answers, answer_length=options.answer_length
+    ),
   )

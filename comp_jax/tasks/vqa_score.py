@@ -77,17 +77,20 @@ def accuracy(answer: str, annotators: Sequence[str]) -> float:
   return sum(scores) / len(scores)
 
 
-def write_results(path: str | os.PathLike, answers: Mapping[int, str]) -> None:
+def write_results(path: str | os.PathLike, answers: Mapping[str, str]) -> None:
   """Writes the file that the evaluation server takes.
 
   Args:
     path: a .json file.
-    answers: question id -> answer.
+    answers: question id -> answer. An id of digits is written as a number.
+
+  Raises:
+    UserError: the file cannot be written.
   """
   path = pathlib.Path(path)
   rows = [
-    {"question_id": int(question), "answer": answer}
-    for question, answer in sorted(answers.items())
+    {"question_id": int(key) if key.isdigit() else key, "answer": answer}
+    for key, answer in answers.items()
   ]
   try:
     with atomic.replacing(path) as temporary:

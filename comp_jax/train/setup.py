@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -217,6 +217,12 @@ class Evaluator:
     batches: pipelines.EvalBatches,
   ) -> dict[str, float]:
     """The named numbers of a split."""
+    return self._task.evaluate(self.of(params, masks, policies), batches)
+
+  def of(
+    self, params: Mapping, masks: Mapping | None, policies: Mapping | None
+  ) -> Callable[..., Any]:
+    """What the model says of an evaluation batch, on all devices."""
     fixed = jax.device_put((params, masks, policies), self._whole)
 
     def predict(batch, *shared):
@@ -224,7 +230,7 @@ class Evaluator:
       arrays = jax.device_put(arrays, self._split)
       return self._predict(*fixed, arrays, *jax.device_put(shared, self._whole))
 
-    return self._task.evaluate(predict, batches)
+    return predict
 
 
 def versions() -> dict[str, str]:

@@ -136,12 +136,12 @@ def _batches(examples):
   )
 
 
-def _evaluated(module, examples, written):
+def _evaluated(evaluate, examples, written):
   """What a task says of a split for which these texts are written."""
   batches = _batches(examples)
   ids = jnp.asarray(batches.tokenizer.encode(written, 6)[0])
   ids = iter(ids.reshape(-1, 2, 6))
-  return module.evaluate(lambda batch: next(ids), batches)
+  return evaluate(lambda batch: next(ids), batches)
 
 
 def test_what_is_written_is_scored_without_the_padding(monkeypatch):
@@ -149,7 +149,7 @@ def test_what_is_written_is_scored_without_the_padding(monkeypatch):
   written = ["yes", "two dogs", "no", "yes"]
   answers = [["yes"] * 8 + ["no"] * 2, ["dogs"] * 10, ["no"] * 2 + ["yes"] * 8]
   examples = [{"answers": each, "blind": "yes"} for each in answers]
-  found = _evaluated(vqa, examples, written)
+  found = _evaluated(vqa.build(task.Options()).evaluate, examples, written)
   third = vqa_score.accuracy("no", answers[2])
   assert found == {
     "accuracy": pytest.approx((1.0 + 0.0 + third) / 3),
@@ -165,7 +165,7 @@ def test_what_is_written_is_scored_without_the_padding(monkeypatch):
   monkeypatch.setattr(caption_score, "scores", scores)
   references = [["Two dogs."], ["A dog", "dogs"], ["no"]]
   found = _evaluated(
-    caption, [{"references": each} for each in references], written
+    caption.evaluate, [{"references": each} for each in references], written
   )
   assert list(found.items()) == [("cider", 1.25), ("bleu_1", 0.5)]
   assert judged == [
@@ -199,10 +199,11 @@ def test_answers_are_chosen_among_those_of_train():
 
 def test_the_result_file_has_the_servers_format(tmp_path):
   path = tmp_path / "results.json"
-  vqa_score.write_results(path, {7: "2", 3: "yes"})
+  vqa_score.write_results(path, {"3": "yes", "7": "2", "vg-1": "no"})
   assert json.loads(path.read_text()) == [
     {"question_id": 3, "answer": "yes"},
     {"question_id": 7, "answer": "2"},
+    {"question_id": "vg-1", "answer": "no"},
   ]
   with pytest.raises(errors.UserError, match="cannot write"):
-    vqa_score.write_results(tmp_path / "nowhere" / "results.json", {1: "no"})
+    vqa_score.write_results(tmp_path / "nowhere" / "results.json", {"1": "no"})

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from comp_jax import errors
-from comp_jax.data import tokenizers
+from comp_jax.data import sources, tokenizers
 from comp_jax.interop import store
 from comp_jax.models import presets, specs
 from comp_jax.tasks import caption, caption_score
-from comp_jax.train import dense, prepare, pruning, setup
+from comp_jax.train import answers, dense, prepare, pruning, setup
 from configs import common
 from tests.models import model_kit
 from tests.train import test_five_modes
@@ -192,6 +192,22 @@ def test_answers_are_ranked(questions):
   usual = job.data.splits["train"].answers[0]
   share = [WORDS[number % 3] for number in range(48, 56)].count(usual) / 8
   assert found["question_only"] == pytest.approx(share)
+
+
+def test_each_question_gets_an_answer(questions, captions):
+  c = questions.copy_and_resolve_references()
+  c.task.rank = 4
+  loaded = store.load(c.checkpoint)
+  found = answers.answers(c, loaded, "val")
+  splits = sources.open_source("vqa2", dir=c.data.dir)
+  val = splits["val"]
+  assert list(found) == [val[index]["id"] for index in range(len(val))]
+  assert set(found.values()) <= set(val.answers[:4])
+  with pytest.raises(errors.UserError, match="caption model answers no"):
+    answers.answers(c, store.load(captions.checkpoint), "val")
+  c.model.image_size = 32
+  with pytest.raises(errors.UserError, match="image_size is 32, .* 16 pixels"):
+    answers.answers(c, loaded, "val")
 
 
 def test_captions_are_trained_and_scored(

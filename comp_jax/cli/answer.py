@@ -1,0 +1,34 @@
+"""`answer`: a model's answers to a split, in a file for VQA's server."""
+
+import argparse
+import pathlib
+
+from comp_jax.cli import shell
+from comp_jax.interop import load as load_lib
+from comp_jax.tasks import vqa_score
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+  """Declares the verb."""
+  parser = verbs.add_parser(
+    "answer", help="write a model's answers to the questions of a split"
+  )
+  parser.add_argument("--config", required=True, help="config file: the data")
+  parser.add_argument(
+    "--model", required=True, help="folder of a model, or of its run"
+  )
+  parser.add_argument("--split", default="val", help="of the config's data")
+  parser.add_argument("--to", required=True, help=".json file to write")
+  parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Reads, answers and writes."""
+  from comp_jax.train import answers
+
+  config = shell.load_config(arguments.config)
+  inner = pathlib.Path(arguments.model) / "model"
+  loaded = load_lib.load(str(inner) if inner.is_dir() else arguments.model)
+  found = answers.answers(config, loaded, arguments.split)
+  vqa_score.write_results(arguments.to, found)
+  print(f"{len(found)} answers: {arguments.to}")

@@ -66,6 +66,7 @@ def main(_):
   config.prune.validation = config.prune.calibration = 4
   config.prune.validation_chunk = 2
   config.finetune.steps = config.finetune.chunk = 1
+  config.finetune.tokens = "static"
   config.finetune.batch_size = BATCH.value
   config.evaluate.batch_size = 2
   config.evaluate.rows = ("dense", "finetuned")

@@ -30,6 +30,6 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.metric = "accuracy"
   c.finetune.steps = 15 * 337
   c.finetune.learning_rate = 3e-6
-  # An evaluation costs little here: all rows.
+  # An evaluation is one forward pass per pair of images: all rows.
   c.evaluate.rows = common.get_config().evaluate.rows
   return c

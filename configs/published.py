@@ -1,7 +1,7 @@
 """What the experiments of the paper's Tables 1 and 2 share: full-size models.
 
 Effective batch 256 and the learning rates are UPop's; bf16 and recomputed
-layers fit a stage of BLIP-base into the memory of one accelerator.
+layers save memory. None of it has run on an accelerator yet.
 """
 
 import ml_collections

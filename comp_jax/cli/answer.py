@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 
+from comp_jax import errors
 from comp_jax.cli import shell
 from comp_jax.interop import load as load_lib
 from comp_jax.tasks import vqa_score
@@ -26,6 +27,10 @@ def run(arguments: argparse.Namespace) -> None:
   """Reads, answers and writes."""
   from comp_jax.train import answers
 
+  # Before hours of answering.
+  folder = pathlib.Path(arguments.to).absolute().parent
+  if not folder.is_dir():
+    raise errors.UserError(f"--to {arguments.to}: there is no folder {folder}")
   config = shell.load_config(arguments.config)
   inner = pathlib.Path(arguments.model) / "model"
   loaded = load_lib.load(str(inner) if inner.is_dir() else arguments.model)

@@ -132,3 +132,10 @@ def test_a_missing_model_is_named(capsys, tmp_path):
   assert "gone" in capsys.readouterr().err
   assert verbs.main(["inspect", "cost", "--model", "nobody"]) == 2
   assert "nobody" in capsys.readouterr().err
+
+
+def test_answers_need_a_folder_to_go_to(tmp_path, capsys):
+  to = str(tmp_path / "gone" / "answers.json")
+  options = ["--config", "no.py", "--model", "none", "--to", to]
+  assert verbs.main(["answer", *options]) == 2
+  assert "there is no folder" in capsys.readouterr().err

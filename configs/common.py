@@ -134,6 +134,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.weight_decay = 0.05
   c.train.warmup = 100
   c.train.save_every = 5
+  # Factors on the rate, by path: (("vision/.*", 0.1),) trains that tower at a
+  # tenth of it, 0 freezes it. The first pattern that matches a path wins.
+  c.train.rates = ()
   # Training examples that the projections of pretrained towers are fitted on
   # before the first step (a ridge map); 0 starts them at random.
   c.train.ridge_examples = 0

@@ -1,5 +1,6 @@
 """Dense training: train.py's job."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -11,7 +12,15 @@ from comp_jax.interop import atomic, pretrained, store
 from comp_jax.interop import load as load_lib
 from comp_jax.models import families, presets, specs
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import fit, inputs, metrics, preemption, ridge, setup
+from comp_jax.train import (
+  fit,
+  inputs,
+  metrics,
+  preemption,
+  rates,
+  ridge,
+  setup,
+)
 from comp_jax.train import step as step_lib
 from comp_jax.train import workdir as workdir_lib
 
@@ -28,7 +37,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
   """
   with workdir_lib.claim(workdir, setup.plain(config)):
     # Devices first: a batch that does not fit them needs no data to be told.
-    mesh, rules = setup.mesh_and_rules(
+    mesh, placement = setup.mesh_and_rules(
       config,
       {
         "train.batch_size": (
@@ -41,15 +50,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
     # Data and model.
     data, spec, task, params = _start(config)
+    rules = rates.check(config.train.rates, params)
     objective = step_lib.Objective(
-      prunable=families.prunable(spec),
+      prunable=rates.freezing(families.prunable(spec), rules),
       loss=task.loss,
       microbatches=config.train.microbatches,
       memory=task.memory(spec),
     )
 
     # Training.
-    schedule = setup.schedule(config.train)
+    schedule = dataclasses.replace(setup.schedule(config.train), rates=rules)
     with (
       preemption.watch() as watch,
       checkpoints_lib.Checkpoints(workdir / "checkpoints") as checkpoints,
@@ -62,7 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
         schedule,
         data.train(config.train.batch_size, config.train.chunk),
         mesh=mesh,
-        rules=rules,
+        rules=placement,
         checkpoints=checkpoints,
         writer=lambda first: metrics.MetricWriter(workdir, first),
         watch=watch,

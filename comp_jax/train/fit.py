@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from comp_jax import errors
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import compiled, metrics, preemption, sharding
+from comp_jax.train import rates as rates_lib
 from comp_jax.train import step as step_lib
 
 
@@ -33,6 +34,7 @@ class Schedule:
     weight_decay: AdamW's.
     clip: global gradient norm.
     save_every: chunks between checkpoints.
+    rates: factors on the rate, by path.
   """
 
   steps: int
@@ -42,6 +44,7 @@ class Schedule:
   weight_decay: float = 0.05
   clip: float = 1.0
   save_every: int = 1
+  rates: rates_lib.Rules = ()
 
   @property
   def chunks(self) -> int:
@@ -54,11 +57,15 @@ class Schedule:
     shape = optax.warmup_cosine_decay_schedule(
       0.0 if self.warmup else 1.0, 1.0, min(self.warmup, steps - 1), steps
     )
-    return adamw(
+    optimizer = adamw(
       lambda step: self.learning_rate * shape(step),
       self.weight_decay,
       self.clip,
     )
+    if not self.rates:
+      return optimizer
+    # After AdamW, which would undo any factor on its gradients.
+    return optax.chain(optimizer, rates_lib.scaled(self.rates))
 
 
 def adamw(

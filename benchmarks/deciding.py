@@ -24,7 +24,6 @@ from absl import app, flags
 from comp_jax.cli import shell
 from comp_jax.core import masks as masks_lib
 from comp_jax.train import prepare, state
-from comp_jax.train import stage as stage_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
 VALIDATION = flags.DEFINE_multi_integer(
@@ -45,16 +44,17 @@ def prepared(validation: int) -> prepare.Job:
 
 
 def inclined(
-  before: state.SearchState, stage: stage_lib.Stage, mode: str
+  job: prepare.Job, before: state.SearchState, mode: str
 ) -> state.SearchState:
   """The state in which this mode is the cheapest."""
-  costs = jnp.array([float(m != mode) for m in stage.prunable.modes])
+  costs = jnp.array([float(m != mode) for m in job.stage.prunable.modes])
   strategy = dataclasses.replace(before.strategy, cost=costs)
   return dataclasses.replace(before, strategy=strategy)
 
 
-def marked(stage: stage_lib.Stage, before: state.SearchState, selected):
+def marked(job: prepare.Job, before: state.SearchState, selected):
   """The masks of a stage that raises one mode, and the MACs it aims at."""
+  stage = job.stage
   goal = stage.goal(before, selected, stage.removable(before))
   units = jnp.any(selected & ~stage.is_token)
   need = jnp.where(units, before.macs - goal, 0.0)
@@ -66,7 +66,7 @@ def measure(job: prepare.Job) -> None:
   """Prints the seconds of a stage and the shares of its parts."""
   stage, config = job.stage, job.config
   whole, validate = jax.jit(stage), jax.jit(stage.validate)
-  mark = jax.jit(lambda *arguments: marked(stage, *arguments))
+  mark = jax.jit(lambda *arguments: marked(job, *arguments))
   bisect = jax.jit(stage.move_thetas)
   select = jax.device_put(job.select)
   source = job.data.train(config.prune.batch_size, config.prune.stage_steps)(0)
@@ -74,11 +74,11 @@ def measure(job: prepare.Job) -> None:
   source.close()
   start = jax.jit(job.initial)(job.dense.params, select)
   for prune in (False, True):
-    start = inclined(start, stage, MODES[0])
+    start = inclined(job, start, MODES[0])
     start, _ = whole(start, batches, select, jnp.asarray(prune))
   print(f"{config.prune.validation} validation examples")
   for mode in MODES:
-    before = inclined(start, stage, mode)
+    before = inclined(job, start, mode)
     selected = jnp.array([m == mode for m in stage.prunable.modes])
     masks, goal = mark(before, selected)
     # Called once before the clock runs: these two compile.

@@ -1,4 +1,4 @@
-"""`compare`: finished runs side by side, with the uncertainty over seeds."""
+"""`compare`: finished runs side by side, over seeds and examples."""
 
 import argparse
 import pathlib

@@ -1,4 +1,4 @@
-"""Recipes side by side: means, intervals over seeds, and paired differences."""
+"""Recipes side by side: means, their intervals, and paired differences."""
 
 import collections
 import csv
@@ -7,15 +7,14 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from comp_jax import errors
-from comp_jax.report import paper, runs, tables, text
+from comp_jax.report import bootstrap, paper, runs, tables, text
+from comp_jax.tasks import outcomes
 
-# Of the bootstrap; drawn from a fixed seed, so that a table is reproducible.
-RESAMPLES = 10_000
-LEVEL = 0.95
-
-Interval = tuple[float, float]
+# How far a metric may be from the mean of its outcomes: rounding.
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,9 +27,9 @@ class Cell:
     seeds: of its runs.
     values: the fine-tuned metric of each seed.
     macs: mean of the final models.
-    interval: of the mean, over seeds; None for one seed.
+    interval: of the mean; None for one seed without outcomes of examples.
     difference: mean over common seeds of this method minus the reference.
-    difference_interval: of it; None for fewer than two common seeds.
+    difference_interval: of it, paired by seed and example; None likewise.
     paired: how many seeds they have in common.
     published: the paper's number, or None.
   """
@@ -40,9 +39,9 @@ class Cell:
   seeds: tuple[int, ...]
   values: tuple[float, ...]
   macs: float
-  interval: Interval | None
+  interval: bootstrap.Interval | None
   difference: float | None
-  difference_interval: Interval | None
+  difference_interval: bootstrap.Interval | None
   paired: int
   published: float | None
 
@@ -84,17 +83,6 @@ class Comparison:
     return f"{self.name}: {metric} on {self.split} ({arrow} is better)"
 
 
-def bootstrap(values: Sequence[float]) -> Interval | None:
-  """The 95 % percentile interval of the mean; None for fewer than two."""
-  if len(values) < 2:
-    return None
-  rng = np.random.default_rng(0)
-  drawn = rng.integers(0, len(values), (RESAMPLES, len(values)))
-  means = np.asarray(values, float)[drawn].mean(axis=1)
-  low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-  return float(low), float(high)
-
-
 def compare(
   members: Sequence[runs.Run],
   *,
@@ -111,12 +99,13 @@ def compare(
     reference: the method that differences are taken from.
 
   Raises:
-    UserError: no run has the metric on the split.
+    UserError: no run has the metric on the split, or the outcomes of a run
+      cannot be read or are not those of its report.
   """
   first = members[0].report
   split = split or tables.main_split(first)
   metric = metric or tables.main_metric(first, split)
-  found = collections.defaultdict(dict)
+  found, macs = collections.defaultdict(dict), collections.defaultdict(list)
   left_out, dense = [], []
   for run in members:
     rows = {
@@ -130,10 +119,8 @@ def compare(
     if rows["dense"] is not None:
       dense.append(rows["dense"])
     method, ratio, seed = run.key
-    found[ratio, method][seed] = (
-      rows["finetuned"],
-      run.report["macs"]["final"],
-    )
+    found[ratio, method][seed] = _row(run, split, metric, rows["finetuned"])
+    macs[ratio, method].append(run.report["macs"]["final"])
   if not found:
     raise errors.UserError(
       f"{first['name']}: no run has a fine-tuned {metric} on {split}; it has "
@@ -142,22 +129,20 @@ def compare(
   data = first["config"].get("data", {}).get("name", "")
   cells = []
   for (ratio, method), seeds in found.items():
-    theirs = found.get((ratio, reference), {})
-    common = sorted(seeds.keys() & theirs.keys())
-    gaps = [seeds[s][0] - theirs[s][0] for s in common]
-    itself = method == reference
-    values = tuple(seeds[s][0] for s in sorted(seeds))
+    ours = [seeds[seed] for seed in sorted(seeds)]
+    others = {} if method == reference else found.get((ratio, reference), {})
+    gaps = _gaps(seeds, others)
     cells.append(
       Cell(
         method=method,
         ratio=ratio,
         seeds=tuple(sorted(seeds)),
-        values=values,
-        macs=float(np.mean([macs for _, macs in seeds.values()])),
-        interval=bootstrap(values),
-        difference=None if itself or not gaps else float(np.mean(gaps)),
-        difference_interval=None if itself else bootstrap(gaps),
-        paired=0 if itself else len(common),
+        values=tuple(float(row.mean()) for row in ours),
+        macs=float(np.mean(macs[ratio, method])),
+        interval=bootstrap.interval(_table(ours)),
+        difference=None if gaps is None else float(gaps.mean()),
+        difference_interval=None if gaps is None else bootstrap.interval(gaps),
+        paired=0 if gaps is None else len(gaps),
         published=paper.published(data, split, metric, method, ratio),
       )
     )
@@ -172,6 +157,40 @@ def compare(
     dense=float(np.mean(dense)) if dense else None,
     cells=tuple(cells),
   ), left_out
+
+
+def _row(
+  run: runs.Run, split: str, metric: str, value: float
+) -> Float[np.ndarray, " n"]:
+  """What each example gives to a run's metric; where unknown, its value."""
+  row = outcomes.values(metric, run.outcomes(split))
+  if row is None:
+    return np.array([value], float)
+  if abs(row.mean() - value) > _ROUNDING:
+    raise errors.UserError(
+      f"{run.path}: its outcomes make a {metric} of {row.mean():.6g} on "
+      f"{split}, its report has {value:.6g}; they are of different runs"
+    )
+  return row
+
+
+def _table(rows: Sequence[Float[np.ndarray, " _"]]) -> Float[np.ndarray, "s n"]:
+  """The rows of runs where all are of one length, else their means."""
+  if len({len(row) for row in rows}) > 1:
+    rows = [np.mean(row, keepdims=True) for row in rows]
+  return np.stack(rows)
+
+
+def _gaps(
+  ours: Mapping[int, Float[np.ndarray, " _"]],
+  theirs: Mapping[int, Float[np.ndarray, " _"]],
+) -> Float[np.ndarray, "s n"] | None:
+  """By how much runs differ from those of the same seed; None without any."""
+  common = sorted(ours.keys() & theirs.keys())
+  if not common:
+    return None
+  both = _table([each[seed] for each in (ours, theirs) for seed in common])
+  return both[: len(common)] - both[len(common) :]
 
 
 def grids(comparison: Comparison) -> list[tables.Grid]:
@@ -221,10 +240,28 @@ def notes(comparison: Comparison) -> list[str]:
     f"Dense: {text.number(comparison.dense)} at "
     f"{text.quantity(comparison.dense_macs, comparison.dense_macs)}.",
     "Means of the fine-tuned models. Intervals are percentiles of "
-    f"{RESAMPLES:,} bootstrap resamples over seeds; differences are paired by "
-    f"seed with {comparison.reference}. One seed has no interval, and a "
-    "handful makes it too narrow.",
+    f"{bootstrap.RESAMPLES:,} bootstrap resamples; differences are paired with "
+    f"{comparison.reference}, by seed and by example. A handful of seeds makes "
+    "an interval too narrow, a single one leaves out how seeds differ.",
   ]
+  columns = {
+    "mean": [cell.interval for cell in comparison.cells],
+    "difference": [cell.difference_interval for cell in comparison.cells],
+  }
+  for name, intervals in columns.items():
+    if any(intervals):
+      lines.append(
+        f"Interval of the {name}: {_drawn(comparison.cells, intervals)}."
+      )
+  if any(
+    interval and interval.over == bootstrap.SEEDS
+    for intervals in columns.values()
+    for interval in intervals
+  ):
+    lines.append(
+      "Over seeds alone: a metric that is no mean over examples, or runs "
+      "without outcomes of the same ones; it leaves out how examples differ."
+    )
   if comparison.reference not in {cell.method for cell in comparison.cells}:
     lines.append(f"No run of {comparison.reference}: nothing to differ from.")
   if any(cell.published is not None for cell in comparison.cells):
@@ -251,15 +288,16 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
       "mean",
       "low",
       "high",
+      "over",
       "reference",
       "paired_seeds",
       "difference",
       "difference_low",
       "difference_high",
+      "difference_over",
       "paper",
     ]
   )
-  nothing = (None, None)
   for comparison in comparisons:
     for cell in comparison.cells:
       writer.writerow(
@@ -273,11 +311,11 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
           cell.macs,
           comparison.dense_macs,
           cell.mean,
-          *(cell.interval or nothing),
+          *_ends(cell.interval),
           comparison.reference,
           cell.paired,
           cell.difference,
-          *(cell.difference_interval or nothing),
+          *_ends(cell.difference_interval),
           cell.published,
         ]
       )
@@ -314,8 +352,30 @@ def _difference(cell: Cell) -> str:
   return words
 
 
-def _span(interval: Interval | None, show=text.number) -> str:
-  return text.NOTHING if interval is None else " to ".join(map(show, interval))
+def _span(interval: bootstrap.Interval | None, show=text.number) -> str:
+  if interval is None:
+    return text.NOTHING
+  return f"{show(interval.low)} to {show(interval.high)}"
+
+
+def _ends(interval: bootstrap.Interval | None) -> tuple:
+  if interval is None:
+    return None, None, None
+  return interval.low, interval.high, interval.over
+
+
+def _drawn(
+  cells: Sequence[Cell], intervals: Sequence[bootstrap.Interval | None]
+) -> str:
+  """What a column's intervals are over; all kinds but the first name cells."""
+  kinds = collections.defaultdict(list)
+  for cell, interval in zip(cells, intervals, strict=True):
+    if interval is not None:
+      kinds[interval.over].append(f"{cell.method} at {cell.ratio:g}")
+  first, *others = sorted(kinds, key=lambda kind: -len(kinds[kind]))
+  return "; ".join(
+    [f"over {first}", *(f"over {k}: {', '.join(kinds[k])}" for k in others)]
+  )
 
 
 def _known(report: Mapping) -> str:

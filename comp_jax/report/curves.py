@@ -63,7 +63,10 @@ def _line(axes: matplotlib.axes.Axes, result, method, index, scale, theme):
   colour, marker = style.SERIES[index % len(style.SERIES)]
   line = _LINES[index // len(style.SERIES) % len(_LINES)]
   x = np.array([cell.macs for cell in cells]) / scale
-  spans = [cell.interval or (np.nan, np.nan) for cell in cells]
+  spans = [
+    (each.low, each.high) if each else (np.nan, np.nan)
+    for each in (cell.interval for cell in cells)
+  ]
   axes.vlines(x, *np.transpose(spans), color=colour, linewidth=1.2, zorder=2)
   axes.plot(
     x,

@@ -164,8 +164,8 @@ def comparison_page(
       figures=(
         section.Figure(
           name="cost",
-          caption="Fine-tuned models: the metric over their MACs, with the "
-          "interval over seeds where there are several.",
+          caption="Fine-tuned models: the metric over their MACs, with its "
+          "interval where there is one.",
           alt="Metric against MACs, a line per recipe",
           draw=lambda dark, result=result: curves.cost(result, dark=dark),
         ),

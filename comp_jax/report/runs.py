@@ -8,9 +8,11 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from comp_jax import errors
 from comp_jax.report import schema, text
-from comp_jax.train import workdir
+from comp_jax.train import examples, workdir
 
 # The points of a sweep's group, as `train.sweep_group` writes them.
 RESULTS = "results.jsonl"
@@ -37,7 +39,7 @@ class Run:
   """A finished run, or a finished point of a sweep.
 
   Attributes:
-    path: its folder, its report.json, or the sweep's group and a number.
+    path: its folder, or its report.json.
     report: checked; of a swept point what its line holds.
     method: the recipe, with what its config changed of it and other runs did
       not.
@@ -61,6 +63,11 @@ class Run:
     if _get(config, "prune.modes"):
       changed["modes"] = "+".join(_get(config, "prune.modes"))
     return changed
+
+  def outcomes(self, split: str) -> dict[str, np.ndarray]:
+    """Those of a split's examples; empty where the run kept none."""
+    path = self.path
+    return examples.read(path.parent if path.is_file() else path, split)
 
   @property
   def key(self) -> tuple[str, float, int]:
@@ -187,7 +194,7 @@ def _points(
   if (folder / RESULTS).exists():
     lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
   for number, point in enumerate(claimed["points"]):
-    path = folder / f"point {number}"
+    path = workdir.point(folder, number)
     if number >= len(lines):
       yield path, {}, f"unfinished: not in {RESULTS}; {_AGAIN}"
       continue

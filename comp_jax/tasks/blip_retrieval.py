@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from comp_jax.models import blocks, families, specs, towers, two_tower
-from comp_jax.tasks import momentum, retrieval, task
+from comp_jax.tasks import momentum, outcomes, retrieval, task
 
 
 def match_loss(output: Mapping[str, Array]) -> Float[Array, ""]:
@@ -93,7 +93,7 @@ def evaluate(
   predict: Callable[[Mapping], Mapping],
   batches: Iterable[Mapping[str, np.ndarray]],
   rerank: int,
-) -> dict[str, float]:
+) -> outcomes.Outcomes:
   """`t2i_r{1,5,10}` and `i2t_r{1,5,10}` over a split that is streamed.
 
   The `rerank` most similar candidates of each query are ordered by similarity
@@ -111,7 +111,7 @@ def evaluate(
     np.repeat(found["concept"], len(texts) // len(images)),
   )
   if not rerank:
-    return retrieval.recalls(images, texts, *concepts)
+    return retrieval.by_similarity(images, texts, *concepts)
   # Candidates of either direction; a pair that both name is judged once.
   to_text = nearest(images, texts, rerank)
   to_image = nearest(texts, images, rerank)
@@ -122,12 +122,12 @@ def evaluate(
   image, text = np.divmod(pairs, len(texts))
   scores = _judged(predict, tokens, found, image, text)
   matches = concepts[0][image] == concepts[1][text]
-  results = {}
-  for name, asked in (("t2i", by_text), ("i2t", by_image)):
+
+  def ranks(asked):
     rows = np.searchsorted(pairs, asked)
-    ranks = retrieval.best_ranks(scores[rows], matches[rows])
-    results |= retrieval.named(name, ranks)
-  return results
+    return retrieval.best_ranks(scores[rows], matches[rows])
+
+  return retrieval.outcome(t2i=ranks(by_text), i2t=ranks(by_image))
 
 
 def _streamed(

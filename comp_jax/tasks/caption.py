@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from comp_jax.data import pipelines, texts
 from comp_jax.models import generation, specs
-from comp_jax.tasks import caption_score, task, writing
+from comp_jax.tasks import caption_score, outcomes, task, writing
 
 # Every text begins with these words; [DEC] and they are not predicted.
 PROMPT = "a picture of "
@@ -50,14 +50,18 @@ def predict(spec: specs.CaptionSpec) -> task.Predict:
 def evaluate(
   predict: Callable[[Mapping], Int[Array, "b n"]],
   batches: pipelines.EvalBatches,
-) -> dict[str, float]:
-  """The scores of what is written about a split, CIDEr first."""
+) -> outcomes.Outcomes:
+  """The scores of what is written about a split, CIDEr first.
+
+  No outcomes of single examples: BLEU is a ratio of sums over a whole split,
+  and CIDEr weighs words by how rare they are in it.
+  """
   examples = {x["id"]: x["references"] for x in batches.examples()}
   written = writing.written(predict, batches)
   scores = caption_score.scores(
     dict(zip(examples, written, strict=True)), examples
   )
-  return {"cider": scores.pop("cider"), **scores}
+  return outcomes.Outcomes(metrics={"cider": scores.pop("cider"), **scores})
 
 
 def build(options: task.Options) -> task.Task:

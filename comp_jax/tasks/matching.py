@@ -12,7 +12,7 @@ import scipy.stats
 from jaxtyping import Array, Bool, Float
 
 from comp_jax.models import families, specs
-from comp_jax.tasks import task
+from comp_jax.tasks import outcomes, task
 
 
 def loss(
@@ -50,7 +50,7 @@ def area_under_curve(
 def evaluate(
   predict: Callable[[Mapping], Array],
   batches: Iterable[Mapping[str, np.ndarray]],
-) -> dict[str, float]:
+) -> outcomes.Outcomes:
   """`accuracy` and `auc` over a split that is streamed batch by batch.
 
   Args:
@@ -64,10 +64,19 @@ def evaluate(
     labels.append(np.asarray(batch["label"])[real] == 1)
   logits, labels = np.concatenate(logits), np.concatenate(labels)
   scores = logits[:, 1] - logits[:, 0]
-  return {
-    "accuracy": float(np.mean((scores > 0) == labels)),
-    "auc": area_under_curve(scores, labels),
+  examples = {
+    "accuracy": (scores > 0) == labels,
+    "score": scores,
+    "label": labels,
   }
+  return outcomes.Outcomes(
+    # The area compares examples with each other: it is no mean over them.
+    metrics={
+      **outcomes.means(("accuracy",), examples),
+      "auc": area_under_curve(scores, labels),
+    },
+    examples=examples,
+  )
 
 
 def predict(spec: specs.MatchingSpec | specs.NlvrSpec) -> task.Predict:

@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from jaxtyping import Array
 
-from comp_jax.tasks import matching
+from comp_jax.tasks import matching, outcomes
 
 
 def evaluate(
   predict: Callable[[Mapping], Array],
   batches: Iterable[Mapping[str, np.ndarray]],
-) -> dict[str, float]:
+) -> outcomes.Outcomes:
   """`accuracy` over a split that is streamed batch by batch."""
-  return {"accuracy": matching.evaluate(predict, batches)["accuracy"]}
+  found = matching.evaluate(predict, batches)
+  return dataclasses.replace(
+    found, metrics={"accuracy": found.metrics["accuracy"]}
+  )
 
 
 TASK = dataclasses.replace(

@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from comp_jax.models import families, specs, two_tower
-from comp_jax.tasks import momentum, task
+from comp_jax.tasks import momentum, outcomes, task
 
-RANKS = (1, 5, 10)
+RECALLS = tuple(f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10))
+# Of a query without a match: beyond any k.
+_NOWHERE = np.iinfo(np.int32).max
 
 
 def loss(
@@ -65,50 +67,60 @@ def best_ranks(
   """
   best = np.max(np.where(matches, scores, -np.inf), axis=1)
   ahead = np.sum((scores >= best[:, None]) & ~matches, axis=1)
-  return np.where(matches.any(axis=1), ahead, np.iinfo(np.int64).max)
+  return np.where(matches.any(axis=1), ahead, _NOWHERE).astype(np.int32)
 
 
-def named(name: str, ranks: Int[np.ndarray, " q"]) -> dict[str, float]:
-  """The recalls of a direction at each of `RANKS`."""
-  return {f"{name}_r{k}": float(np.mean(ranks < k)) for k in RANKS}
+def outcome(
+  t2i: Int[np.ndarray, " t"], i2t: Int[np.ndarray, " i"]
+) -> outcomes.Outcomes:
+  """The recalls of both directions, each in [0, 1], and what they come from.
+
+  A query is answered at k when any entry of its concept is among the first k.
+
+  Args:
+    t2i: best rank of each text, those of an image side by side.
+    i2t: best rank of each image.
+  """
+  examples = {"t2i_rank": t2i.reshape(len(i2t), -1), "i2t_rank": i2t}
+  return outcomes.Outcomes(
+    metrics=outcomes.means(RECALLS, examples), examples=examples
+  )
 
 
-def recalls(
+def by_similarity(
   images: Float[np.ndarray, "i p"],
   texts: Float[np.ndarray, "t p"],
   image_concepts: Int[np.ndarray, " i"],
   text_concepts: Int[np.ndarray, " t"],
   chunk: int = 512,
-) -> dict[str, float]:
-  """`t2i_r{1,5,10}` and `i2t_r{1,5,10}`, each in [0, 1].
+) -> outcomes.Outcomes:
+  """What is found when candidates are ordered by similarity alone.
 
-  A query is answered at k when any entry of its concept is among the k most
-  similar ones. Queries are taken in chunks, so that the similarities of a
-  large gallery need not fit into memory.
+  Queries are taken in chunks, so that the similarities of a large gallery need
+  not fit into memory.
   """
-  results = {}
-  directions = {
-    "t2i": (texts, text_concepts, images, image_concepts),
-    "i2t": (images, image_concepts, texts, text_concepts),
-  }
-  for name, (queries, q_concepts, gallery, g_concepts) in directions.items():
-    ranks = np.concatenate(
+
+  def ranks(queries, query_concepts, gallery, concepts):
+    return np.concatenate(
       [
         best_ranks(
           queries[start : start + chunk] @ gallery.T,
-          q_concepts[start : start + chunk, None] == g_concepts[None],
+          query_concepts[start : start + chunk, None] == concepts[None],
         )
         for start in range(0, len(queries), chunk)
       ]
     )
-    results |= named(name, ranks)
-  return results
+
+  return outcome(
+    t2i=ranks(texts, text_concepts, images, image_concepts),
+    i2t=ranks(images, image_concepts, texts, text_concepts),
+  )
 
 
 def evaluate(
   embed: Callable[[Mapping], tuple[Array, Array]],
   batches: Iterable[Mapping[str, np.ndarray]],
-) -> dict[str, float]:
+) -> outcomes.Outcomes:
   """Recalls over a split that is streamed batch by batch.
 
   Args:
@@ -124,7 +136,7 @@ def evaluate(
     concepts.append(np.asarray(batch["concept"])[real])
   text, concept = np.concatenate(texts), np.concatenate(concepts)
   captions = text.shape[1]
-  return recalls(
+  return by_similarity(
     np.concatenate(images),
     text.reshape(-1, text.shape[-1]),
     concept,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Key
 from comp_jax import errors
 from comp_jax.data import pipelines, texts
 from comp_jax.models import specs
+from comp_jax.tasks import outcomes
 
 # (params, masks, policies, batch, *shared) -> arrays of an evaluation batch;
 # `shared` is what `Task.evaluate` gives beside a batch.
@@ -110,7 +111,7 @@ class Task:
       better; traceable. All tasks have `loss`.
     predict: spec -> what evaluation computes of a padded batch; jitted by the
       caller.
-    evaluate: ((batch, *shared) -> predictions, batches) -> named numbers;
+    evaluate: ((batch, *shared) -> predictions, batches) -> what was found;
       streams, and leaves rows out whose `_mask` is False.
     needs: what an example has beside an image and captions.
     layout: what is read of its texts.
@@ -122,7 +123,7 @@ class Task:
   metrics: Mapping[str, Callable[[Mapping, Mapping], Array]]
   predict: Callable[[specs.ModelSpec], Predict]
   evaluate: Callable[
-    [Callable[..., Any], pipelines.EvalBatches], dict[str, float]
+    [Callable[..., Any], pipelines.EvalBatches], outcomes.Outcomes
   ]
   needs: frozenset[str] = frozenset()
   layout: texts.Layout = texts.Layout()

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from comp_jax.data import pipelines, texts
 from comp_jax.models import families, generation, specs
-from comp_jax.tasks import task, vqa_score, writing
+from comp_jax.tasks import outcomes, task, vqa_score, writing
 
 BEAM = generation.Beam(width=3, max_length=10)
 
@@ -142,25 +143,31 @@ def ranked(
 
 def _scores(
   given: Iterable[str], batches: pipelines.EvalBatches
-) -> dict[str, float]:
+) -> outcomes.Outcomes:
   """The official `accuracy`, and that of who reads the questions alone.
 
   The latter, `question_only`, gives the answer that train gives most often to
   the same words.
   """
-  accuracy = blind = 0.0
-  for answer, example in zip(given, batches.examples(), strict=True):
-    accuracy += vqa_score.accuracy(answer, example["answers"])
-    blind += vqa_score.accuracy(example["blind"], example["answers"])
-  count = batches.num_examples
-  return {"accuracy": accuracy / count, "question_only": blind / count}
+  scores = [
+    [
+      vqa_score.accuracy(each, example["answers"])
+      for each in (answer, example["blind"])
+    ]
+    for answer, example in zip(given, batches.examples(), strict=True)
+  ]
+  accuracy, blind = np.transpose(scores)
+  examples = {"accuracy": accuracy, "question_only": blind}
+  return outcomes.Outcomes(
+    metrics=outcomes.means(examples, examples), examples=examples
+  )
 
 
 def build(options: task.Options) -> task.Task:
   """The task, with the answers of these options."""
   answering = answers(options)
 
-  def evaluate(predict, batches) -> dict[str, float]:
+  def evaluate(predict, batches) -> outcomes.Outcomes:
     return _scores(answering(predict, batches), batches)
 
   return task.Task(

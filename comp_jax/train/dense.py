@@ -93,7 +93,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     results = {
       split: evaluate(
         params, None, None, data.evaluation(split, config.evaluate.batch_size)
-      )
+      ).metrics
       for split in config.data.report_splits
     }
     atomic.write_json(workdir / "metrics.json", results)

@@ -17,6 +17,7 @@ from comp_jax.models import families
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
   compaction,
+  examples,
   fit,
   metrics,
   preemption,
@@ -33,7 +34,7 @@ SAMPLES = 6
 def run(
   config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> tuple[dict, dict[str, np.ndarray]]:
-  """Prunes, compacts, fine-tunes and evaluates; writes `model/`.
+  """Prunes, compacts, fine-tunes, evaluates; writes `model/`, `examples.npz`.
 
   Returns:
     The report, ready to write, and the sample pictures beside it.
@@ -53,10 +54,16 @@ def run(
 
     def note(row, evaluator, *arguments):
       """Evaluates a row of the main table, unless the config leaves it out."""
+
+      def measured():
+        found = _evaluate(job, evaluator, *arguments)
+        if row == "finetuned":
+          # Before its metrics are noted: what is noted is not done again.
+          examples.write(workdir, found)
+        return {split: each.metrics for split, each in found.items()}
+
       if row in config.evaluate.rows:
-        rows[row] = notes.once(
-          row, lambda: _evaluate(job, evaluator, *arguments)
-        )
+        rows[row] = notes.once(row, measured)
 
     evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
     objective = job.stage.objective
@@ -233,7 +240,7 @@ class Notes:
 
 
 def _evaluate(job, evaluator, params, masks, policies) -> dict:
-  """The metrics of every reported split."""
+  """What is found on every reported split."""
   size = job.config.evaluate.batch_size
   return {
     split: evaluator(params, masks, policies, job.data.evaluation(split, size))

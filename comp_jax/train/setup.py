@@ -15,6 +15,7 @@ from comp_jax.interop import load as load_lib
 from comp_jax.interop import store, tensors
 from comp_jax.models import families, presets, specs, towers
 from comp_jax.tasks import library as tasks
+from comp_jax.tasks import outcomes
 from comp_jax.tasks import task as task_lib
 from comp_jax.train import compiled, fit, sharding
 
@@ -189,7 +190,7 @@ def schedule(
 
 
 class Evaluator:
-  """The task's numbers for one model on any split, compiled once.
+  """What one model does on any split, compiled once.
 
   Args:
     task: what is evaluated.
@@ -215,8 +216,8 @@ class Evaluator:
     masks: Mapping | None,
     policies: Mapping | None,
     batches: pipelines.EvalBatches,
-  ) -> dict[str, float]:
-    """The named numbers of a split."""
+  ) -> outcomes.Outcomes:
+    """The metrics of a split, and the outcomes of its examples."""
     return self._task.evaluate(self.of(params, masks, policies), batches)
 
   def of(

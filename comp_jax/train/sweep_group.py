@@ -12,7 +12,14 @@ from comp_jax import errors
 from comp_jax.data import sources
 from comp_jax.interop import atomic
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import preemption, prepare, setup, sweep, sweep_loop
+from comp_jax.train import (
+  examples,
+  preemption,
+  prepare,
+  setup,
+  sweep,
+  sweep_loop,
+)
 from comp_jax.train import workdir as workdir_lib
 
 # Config keys that may differ between the points of one program.
@@ -41,6 +48,8 @@ def run(
   workdir: pathlib.Path,
 ) -> list[dict[str, Any]]:
   """Searches, fine-tunes and evaluates every point; writes `results.jsonl`.
+
+  The outcomes of each one's examples go to a folder of its own.
 
   Args:
     config: what the points share.
@@ -87,7 +96,7 @@ def run(
         },
       )
 
-    found, traces = sweep_loop.run(
+    swept, traces = sweep_loop.run(
       group,
       job.dense.params,
       job.select,
@@ -106,8 +115,13 @@ def run(
       note=note,
     )
     evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
-    for point, member in list(zip(points, found, strict=True))[len(done) :]:
-      done.append(_result(job, data, evaluate, point, member, traces))
+    for point, member in list(zip(points, swept, strict=True))[len(done) :]:
+      metrics = {}
+      if not member.failed:
+        found = _evaluate(job, data, evaluate, member)
+        examples.write(workdir_lib.point(workdir, len(done)), found)
+        metrics = {split: each.metrics for split, each in found.items()}
+      done.append(_result(job, metrics, point, member, traces))
       lines = [json.dumps(row, sort_keys=True) for row in done]
       atomic.write_text(workdir / RESULTS, "\n".join(lines) + "\n")
   return done
@@ -146,20 +160,22 @@ def _member(config: ml_collections.ConfigDict, point: Point) -> sweep.Member:
   )
 
 
-def _result(job, data, evaluate, point, member, traces) -> dict[str, Any]:
+def _evaluate(job, data, evaluate, member) -> dict:
+  """What is found on every reported split."""
+  policies = job.stage.objective.policies(member.thetas)
+  size = job.config.evaluate.batch_size
+  return {
+    split: evaluate(
+      member.params, member.masks, policies, data.evaluation(split, size)
+    )
+    for split in job.config.data.report_splits
+  }
+
+
+def _result(job, metrics, point, member, traces) -> dict[str, Any]:
   """One line of the results."""
   dense = job.stage.settings.dense_macs
   ratio = float(point.get("ratio", job.config.ratio))
-  policies = job.stage.objective.policies(member.thetas)
-  size = job.config.evaluate.batch_size
-  metrics = {}
-  if not member.failed:
-    metrics = {
-      split: evaluate(
-        member.params, member.masks, policies, data.evaluation(split, size)
-      )
-      for split in job.config.data.report_splits
-    }
   return {
     "point": dict(point),
     "name": job.config.name,

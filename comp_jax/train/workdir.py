@@ -60,6 +60,11 @@ def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
     )
 
 
+def point(group: str | os.PathLike[str], number: int) -> pathlib.Path:
+  """The folder of one point of a sweep's group."""
+  return pathlib.Path(group) / f"point_{number}"
+
+
 def diff(
   before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[str, str]]:

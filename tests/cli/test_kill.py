@@ -16,6 +16,7 @@ import pytest
 import comp_jax
 from comp_jax.interop import store
 from comp_jax.models import families
+from comp_jax.train import examples
 from tests.train import kit
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -109,7 +110,8 @@ def test_a_killed_run_ends_like_one_that_was_left_alone(run, tmp_path):
   kill_once_there(killed / "checkpoints/finetune/1", run, killed)
   found = finish(run, killed)
 
-  for name in ("model/model.safetensors", "model/spec.json"):
+  names = ("model/model.safetensors", "model/spec.json", examples.NAME)
+  for name in names:
     assert (killed / name).read_bytes() == (whole / name).read_bytes()
   for key in ("macs", "params", "metrics", "kept", "probe"):
     assert found[key] == expected[key], key

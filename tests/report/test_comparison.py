@@ -8,7 +8,9 @@ import pytest
 
 from comp_jax import errors
 from comp_jax.cli import verbs
-from comp_jax.report import comparison, paper, runs
+from comp_jax.report import bootstrap, comparison, paper, runs
+from comp_jax.tasks import outcomes
+from comp_jax.train import examples, workdir
 
 
 def _save(folder, report, **config):
@@ -26,6 +28,12 @@ def _save(folder, report, **config):
   (folder / "config.json").write_text(json.dumps(report["config"]))
   (folder / "report.json").write_text(json.dumps(report))
   return folder
+
+
+def _keep(folder, name, values):
+  """The outcomes of a run, beside its report."""
+  found = outcomes.Outcomes(metrics={}, examples={name: np.asarray(values)})
+  examples.write(folder, {"test": found})
 
 
 def _with(report, value):
@@ -119,6 +127,7 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
     }
     lines.append(json.dumps(line))
   (group / runs.RESULTS).write_text("\n".join(lines) + "\n")
+  _keep(workdir.point(group, 0), "accuracy", [True, True, False, False, True])
   models, left_out = runs.gather([tmp_path])
   (members,) = models.values()
   assert [run.key for run in members] == [
@@ -132,6 +141,8 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
   ]
   result, _ = comparison.compare(members)
   assert result.dense is None and result.cells[0].mean == 0.6
+  spans = {cell.ratio: cell.interval for cell in result.cells}
+  assert spans[0.5].over == bootstrap.EXAMPLES and spans[0.7] is None
 
 
 def test_means_intervals_and_paired_differences(folder):
@@ -150,12 +161,14 @@ def test_means_intervals_and_paired_differences(folder):
   # A resample of four draws: its percentiles are known from all 256.
   grid = np.stack(np.meshgrid(*[comp.values] * 4), axis=-1).reshape(-1, 4)
   exact = np.quantile(grid.mean(axis=1), [0.025, 0.975])
-  np.testing.assert_allclose(comp.interval, exact, atol=2.6e-3)
+  found = comp.interval.low, comp.interval.high
+  np.testing.assert_allclose(found, exact, atol=2.6e-3)
+  assert comp.interval.over == bootstrap.SEEDS
   # Paired by seed, the seeds' own spread is gone.
   assert uniform.paired == 3
   assert uniform.difference == pytest.approx(-0.051)
-  low, high = uniform.difference_interval
-  assert -0.0521 <= low < -0.051 < high <= -0.0499
+  gap = uniform.difference_interval
+  assert -0.0521 <= gap.low < -0.051 < gap.high <= -0.0499
   assert cells["comp", 0.5].interval is None
   assert "nothing to differ from" not in " ".join(comparison.notes(result))
   other, _ = comparison.compare(members, split="test", reference="random")
@@ -163,6 +176,112 @@ def test_means_intervals_and_paired_differences(folder):
   wanda = cells["comp (score=wanda, explore=0.1)", 0.7]
   assert wanda.difference == pytest.approx(0.06)
   assert wanda.difference_interval is None
+
+
+EXAMPLES = 200
+
+
+@pytest.fixture
+def kept(tmp_path, make):
+  """Runs that kept ranks: uniform misses 20 of the texts that comp finds."""
+  rng = np.random.default_rng(3)
+  # What is hard is hard for all of them.
+  hard = rng.integers(0, 30, (EXAMPLES, 2))
+  for seed in range(3):
+    ranks = np.maximum(hard + rng.integers(-2, 3, hard.shape), 0)
+    others = ranks.copy()
+    found = np.argwhere(ranks < 10)[:20]
+    others[tuple(found.T)] = 25
+    for recipe, each in (("comp", ranks), ("uniform", others)):
+      path = tmp_path / f"{recipe}{seed}"
+      _save(path, _with(make(seed, recipe), float(np.mean(each < 10))))
+      _keep(path, "t2i_rank", each)
+  return tmp_path
+
+
+def _cells(folder, **options):
+  (members,) = runs.gather([folder])[0].values()
+  result, _ = comparison.compare(members, split="test", **options)
+  return {cell.method: cell for cell in result.cells}, result
+
+
+def test_a_planted_difference_is_found_over_seeds_and_examples(kept):
+  cells, result = _cells(kept)
+  comp, uniform = cells["comp"], cells["uniform"]
+  assert uniform.difference == pytest.approx(-20 / (2 * EXAMPLES))
+  gap = uniform.difference_interval
+  assert gap.low < uniform.difference < gap.high < 0
+  assert comp.interval.over == gap.over == bootstrap.BOTH
+  # Apart, the two could not be told from each other.
+  assert comp.interval.low < uniform.interval.high
+  # An interval over three seeds alone says nothing of other examples.
+  alone = np.array([[value] for value in comp.values])
+  seeds = bootstrap.interval(alone)
+  assert comp.interval.high - comp.interval.low > 2 * (seeds.high - seeds.low)
+  lines = " ".join(comparison.notes(result))
+  assert "Interval of the mean: over seeds and examples." in lines
+  assert "Interval of the difference: over seeds and examples." in lines
+  assert "Over seeds alone" not in lines
+
+
+def test_texts_of_an_image_are_drawn_together(tmp_path, make):
+  """Twice the same text to each image is no second example."""
+  ranks = np.random.default_rng(1).integers(0, 20, 80)
+  spans = []
+  for texts in (1, 2):
+    path = tmp_path / str(texts)
+    _save(path, _with(make(0), float(np.mean(ranks < 10))))
+    _keep(path, "t2i_rank", np.tile(ranks[:, None], (1, texts)))
+    spans.append(_cells(path)[0]["comp"].interval)
+  assert spans[0] == spans[1] and spans[0].over == bootstrap.EXAMPLES
+
+
+def test_an_old_run_is_compared_over_seeds(kept):
+  (kept / "uniform1" / examples.NAME).unlink()
+  cells, result = _cells(kept)
+  assert cells["comp"].interval.over == bootstrap.BOTH
+  assert cells["uniform"].interval.over == bootstrap.SEEDS
+  assert cells["uniform"].difference_interval.over == bootstrap.SEEDS
+  lines = " ".join(comparison.notes(result))
+  assert "over seeds and examples; over seeds: uniform at 0.7." in lines
+  assert "Over seeds alone: a metric that is no mean" in lines
+
+
+def test_other_examples_are_compared_over_seeds(kept):
+  """The reference has as many in each of its runs, and others than these."""
+  for seed in range(3):
+    path = kept / f"uniform{seed}"
+    ranks = examples.read(path, "test")["t2i_rank"]
+    _keep(path, "t2i_rank", np.concatenate([ranks, ranks]))
+  cells, _ = _cells(kept)
+  uniform = cells["uniform"]
+  assert uniform.interval.over == bootstrap.BOTH
+  assert uniform.difference_interval.over == bootstrap.SEEDS
+  assert uniform.difference == pytest.approx(-20 / (2 * EXAMPLES))
+
+
+def test_a_metric_that_is_no_mean_is_compared_over_seeds(kept):
+  cells, result = _cells(kept, metric="loss")
+  assert {cell.interval.over for cell in cells.values()} == {bootstrap.SEEDS}
+  assert "Interval of the mean: over seeds." in comparison.notes(result)
+
+
+def test_one_seed_has_an_interval_over_examples(kept):
+  cells, result = _cells(kept / "comp0")
+  assert cells["comp"].interval.over == bootstrap.EXAMPLES
+  line = "Interval of the mean: over examples, one seed."
+  assert line in comparison.notes(result)
+  rows = list(csv.DictReader(comparison.to_csv([result]).splitlines()))
+  assert rows[0]["over"] == bootstrap.EXAMPLES
+  assert float(rows[0]["low"]) == cells["comp"].interval.low
+  assert rows[0]["difference_over"] == ""
+
+
+def test_outcomes_of_another_run_are_refused(kept, capsys):
+  found = (kept / "comp0" / examples.NAME).read_bytes()
+  (kept / "uniform0" / examples.NAME).write_bytes(found)
+  assert verbs.main(["compare", str(kept), "--split", "test"]) == 2
+  assert "uniform0: its outcomes make a t2i_r10" in capsys.readouterr().err
 
 
 def test_a_metric_that_no_run_has_is_refused(folder):

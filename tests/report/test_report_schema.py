@@ -1,11 +1,14 @@
 """The schema finds what is missing or odd, and lets a good report pass."""
 
 import json
+import pathlib
 
 import pytest
 
 from comp_jax import errors
 from comp_jax.report import schema
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_good_report_passes(report, dense_only):
@@ -75,6 +78,11 @@ def test_load_names_the_file_that_is_bad(tmp_path, report):
   path.write_text(json.dumps(report), encoding="utf-8")
   with pytest.raises(errors.UserError, match="report.json is not a valid"):
     schema.load(tmp_path)
+
+
+def test_the_documentation_has_the_description():
+  text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+  assert schema.describe() in text
 
 
 def test_the_description_names_every_field():

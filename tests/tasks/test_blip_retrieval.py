@@ -248,7 +248,7 @@ def test_reranked_recalls_follow_a_plain_reading(rerank):
   flat = texts.reshape(-1, 6)
   similarity = images @ flat.T
   truth = np.arange(count * captions) // captions
-  expected = {}
+  expected, best = {}, {}
   for name, table, heads, right in (
     ("i2t", similarity, itm, np.arange(count)[:, None] == truth[None]),
     ("t2i", similarity.T, itm.T, truth[:, None] == np.arange(count)[None]),
@@ -265,9 +265,15 @@ def test_reranked_recalls_follow_a_plain_reading(rerank):
       # Left at -100: not found.
       reached = [p for p in places if scores[order[p]] > -100]
       ranks.append(min(reached, default=10**6))
+    best[name] = np.array(ranks)
     for k in (1, 5, 10):
       expected[f"{name}_r{k}"] = float(np.mean(np.array(ranks) < k))
-  assert found == pytest.approx(expected)
+  assert found.metrics == pytest.approx(expected)
+  # The texts of an image are in its row.
+  assert found.examples["t2i_rank"].shape == (count, captions)
+  for name, ranks in best.items():
+    reached = np.minimum(found.examples[f"{name}_rank"].ravel(), 10**6)
+    np.testing.assert_array_equal(reached, ranks)
   if rerank == 3:
     # Not every pair was judged, and hardly any of them twice.
     assert len(set(judged)) < count * count * captions / 4

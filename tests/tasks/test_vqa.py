@@ -151,10 +151,12 @@ def test_what_is_written_is_scored_without_the_padding(monkeypatch):
   examples = [{"answers": each, "blind": "yes"} for each in answers]
   found = _evaluated(vqa.build(task.Options()).evaluate, examples, written)
   third = vqa_score.accuracy("no", answers[2])
-  assert found == {
+  assert found.metrics == {
     "accuracy": pytest.approx((1.0 + 0.0 + third) / 3),
     "question_only": pytest.approx((1.0 + 0.0 + 1.0) / 3),
   }
+  assert found.examples["accuracy"].tolist() == [1.0, 0.0, third]
+  assert found.examples["question_only"].tolist() == [1.0, 0.0, 1.0]
 
   judged = []
 
@@ -167,7 +169,8 @@ def test_what_is_written_is_scored_without_the_padding(monkeypatch):
   found = _evaluated(
     caption.evaluate, [{"references": each} for each in references], written
   )
-  assert list(found.items()) == [("cider", 1.25), ("bleu_1", 0.5)]
+  assert list(found.metrics.items()) == [("cider", 1.25), ("bleu_1", 0.5)]
+  assert not found.examples
   assert judged == [
     dict(zip("012", written[:3], strict=True)),
     dict(zip("012", references, strict=True)),
@@ -186,7 +189,7 @@ def test_answers_are_chosen_among_those_of_train():
     return next(chosen)
 
   found = vqa.build(options).evaluate(predict, batches)
-  assert found == {
+  assert found.metrics == {
     "accuracy": pytest.approx(2 / 3),
     "question_only": pytest.approx(1 / 3),
   }

@@ -188,10 +188,10 @@ def test_answers_are_ranked(questions):
   evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
   found = evaluate(params, None, None, job.data.evaluation("val", 8))
   # Of eight photos, three have its colour.
-  assert found["accuracy"] == pytest.approx(3 / 8)
+  assert found.metrics["accuracy"] == pytest.approx(3 / 8)
   usual = job.data.splits["train"].answers[0]
   share = [WORDS[number % 3] for number in range(48, 56)].count(usual) / 8
-  assert found["question_only"] == pytest.approx(share)
+  assert found.metrics["question_only"] == pytest.approx(share)
 
 
 def test_each_question_gets_an_answer(questions, captions):

@@ -16,7 +16,8 @@ from comp_jax import errors
 from comp_jax.data import flickr8k, flickr8k_itm, sources, tokenizers
 from comp_jax.interop import store
 from comp_jax.models import families, specs
-from comp_jax.train import prepare, pruning, sweep_group
+from comp_jax.tasks import outcomes
+from comp_jax.train import examples, prepare, pruning, sweep_group, workdir
 from configs import common
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
@@ -144,6 +145,19 @@ def test_all_five_modes_prune(run):
   assert samples["valid"].shape[1] == 3
 
 
+def test_the_metrics_are_those_of_the_outcomes_beside_them(run):
+  report, _, folder = run
+  found = examples.read(folder, "val")
+  assert {name: x.shape for name, x in found.items()} == {
+    name: (16,) for name in ("accuracy", "score", "label")
+  }
+  tuned = report["metrics"]["finetuned"]["val"]
+  assert outcomes.means(["accuracy"], found)["accuracy"] == tuned["accuracy"]
+  assert outcomes.values("auc", found) is None
+  right = (found["score"] > 0) == found["label"]
+  np.testing.assert_array_equal(found["accuracy"], right)
+
+
 def test_the_compact_model_reloads_and_judges_pairs(run, data_dir):
   report, _, workdir = run
   loaded = comp_jax.load(workdir / "model", task="matching")
@@ -217,5 +231,9 @@ def test_a_sweep_of_it_goes_from_config_to_results(config, tmp_path):
     assert row["macs"]["final"] <= row["macs"]["target"]
     assert set(row["metrics"]["finetuned_masked"]["val"]) == {"accuracy", "auc"}
     assert row["compilations"]["stage_step"] == 1
+  for number, row in enumerate(results):
+    found = examples.read(workdir.point(tmp_path, number), "val")
+    measured = row["metrics"]["finetuned_masked"]["val"]["accuracy"]
+    assert outcomes.means(["accuracy"], found)["accuracy"] == measured
   # What is done is not done again.
   assert sweep_group.run(config, points, tmp_path) == results

@@ -8,7 +8,8 @@ import comp_jax
 from comp_jax import errors
 from comp_jax.interop import store
 from comp_jax.models import families, specs
-from comp_jax.train import prepare, pruning
+from comp_jax.tasks import outcomes
+from comp_jax.train import examples, prepare, pruning
 from tests.train import test_five_modes
 
 data_dir = test_five_modes.data_dir
@@ -56,6 +57,8 @@ def test_all_five_modes_prune_and_the_small_model_retrieves(config, tmp_path):
     assert set(found) == {
       f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)
     }
+  ranks = examples.read(tmp_path, "dev")
+  assert outcomes.means(found, ranks) == found
   loaded = comp_jax.load(tmp_path / "model")
   assert isinstance(loaded.spec, specs.RetrievalSpec)
   images = np.zeros((2, 16, 16, 3), np.uint8)

@@ -1,6 +1,7 @@
-"""`inspect stages`, `overlap`, `ranks`, `influence`: how pruning works.
+"""`inspect stages`, `overlap`, `ranks`, `influence`, `damage`.
 
-The paper's figures that are not about results.
+How pruning works: the paper's figures that are not about results, and what
+scores are worth.
 """
 
 import argparse
@@ -89,6 +90,26 @@ def add(what: argparse._SubParsersAction) -> None:
     help="units to try of each block, one forward pass each (%(default)s)",
   )
   influence.set_defaults(run=_influence)
+  damage = what.add_parser(
+    "damage",
+    help="the metric when a mode's lowest units go, by score and by how "
+    "layers are compared",
+  )
+  _add_model(damage)
+  damage.add_argument(
+    "--mode",
+    default="vision_params",
+    help="mode that loses units (%(default)s)",
+  )
+  damage.add_argument(
+    "--removed",
+    type=float,
+    nargs="+",
+    default=(0.05, 0.1, 0.2),
+    metavar="SHARE",
+    help="of the dense MACs (0.05 0.1 0.2)",
+  )
+  damage.set_defaults(run=_damage)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -217,6 +238,46 @@ def _influence(arguments: argparse.Namespace) -> None:
     "units": arguments.units,
   }
   part = measures.influence(found, share)
+  _show_measured(arguments, job, part, options, found)
+
+
+def _damage(arguments: argparse.Namespace) -> None:
+  """Prints what is left of the metric when units go, score by score."""
+  from comp_jax.train import diagnose
+
+  shares = tuple(arguments.removed)
+  if not all(0 < share < 1 for share in shares):
+    raise errors.UserError(
+      f"--removed must be between 0 and 1, not {min(shares):g}"
+      if min(shares) <= 0
+      else f"--removed must be between 0 and 1, not {max(shares):g}"
+    )
+  job = _job(arguments)
+  known = job.stage.prunable.param_modes
+  if arguments.mode not in known:
+    raise errors.UserError(
+      f"--mode {arguments.mode}: the modes that remove units are "
+      f"{', '.join(known)}"
+    )
+  prune = job.config.prune
+  source = job.data.train(prune.batch_size, prune.stage_steps)(0)
+  batches = next(source)
+  source.close()
+  found = diagnose.damage(
+    job.stage,
+    job.dense.params,
+    batches,
+    job.select,
+    arguments.mode,
+    shares,
+  )
+  options = {
+    "mode": arguments.mode,
+    "removed": shares,
+    "metric": prune.metric,
+    "scores over": f"{prune.stage_steps} batches of {prune.batch_size}",
+  }
+  part = measures.damage(found, shares, arguments.mode)
   _show_measured(arguments, job, part, options, found)
 
 

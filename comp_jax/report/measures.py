@@ -172,6 +172,61 @@ def influence(
   )
 
 
+def damage(
+  found: Mapping[str, Any], shares: Sequence[float], mode: str
+) -> section.Section:
+  """What `diagnose.damage` measured."""
+  metric = found["metric"]
+  ways = list(next(iter(metric.values())))
+  percent = [f"{text.number(100 * share, 1)} %" for share in shares]
+  grids = tuple(
+    tables.Grid(
+      title=f"Metric with {gone} of the MACs gone ({mode}), dense "
+      f"{text.number(found['dense'])}",
+      columns=("Score", *ways),
+      rows=tuple(
+        (name, *(text.number(each[how][i]) for how in ways))
+        for name, each in metric.items()
+      ),
+    )
+    for i, gone in enumerate(percent)
+  )
+  return section.Section(
+    title="Damage before training",
+    figures=(
+      section.Figure(
+        name="damage",
+        caption="Validation metric when the lowest units have gone, by score "
+        "and by how the scores of different layers are compared; higher is "
+        "better.",
+        alt="Validation metric over the share of MACs removed",
+        draw=lambda dark: panels.draw(
+          [
+            panels.Panel(
+              title=how,
+              lines=tuple(
+                panels.Line(label=name, x=shares, y=each[how])
+                for name, each in metric.items()
+              ),
+              level=found["dense"],
+            )
+            for how in ways
+          ],
+          x_label="MACs removed",
+          y_label="Metric",
+          level_label="dense",
+          dark=dark,
+        ),
+      ),
+    ),
+    grids=grids,
+    notes=(
+      "Nothing is trained after units go: a score that looks best here need "
+      "not be the one from which training recovers best.",
+    ),
+  )
+
+
 def _spread(count: int) -> list[float]:
   return [index / max(count - 1, 1) for index in range(count)]
 

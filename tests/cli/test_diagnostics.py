@@ -33,6 +33,13 @@ _MODEL = ["--model", "assets/emoji_tiny", "--config", "configs/emoji_tiny.py"]
       "Influence on the order of tokens",
       marks=pytest.mark.slow,
     ),
+    pytest.param(
+      "damage",
+      ["--removed", "0.1"],
+      "layer_mean",
+      "Damage before training",
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_model_is_measured_and_written(
@@ -46,7 +53,9 @@ def test_a_model_is_measured_and_written(
   assert {path.name for path in out.iterdir()} == names
   written = json.loads((out / f"{verb}.json").read_text())
   assert written["examples"] == 8
-  assert {name.split("/")[0] for name in written["found"]} == {"vision", "text"}
+  assert {name.split("/")[0] for name in written["found"]} == (
+    {"dense", "metric"} if verb == "damage" else {"vision", "text"}
+  )
   assert shown in (out / f"{verb}.html").read_text()
 
 
@@ -60,6 +69,8 @@ def test_a_model_is_measured_and_written(
     ("ranks", ["--faded", "0"], "--faded must be above 0"),
     ("ranks", ["--recipe", "none"], "recipe must be one of"),
     ("influence", ["--units", "1"], "--units must be 2 or more"),
+    ("damage", ["--removed", "0.1", "1"], "--removed must be between 0 and 1"),
+    ("damage", ["--mode", "vision_tokens"], "vision_params, language_params"),
   ],
 )
 def test_wrong_options_are_one_line_and_code_2(

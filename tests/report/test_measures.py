@@ -25,6 +25,14 @@ _INFLUENCE = {
   "vision/mlp": {"influence": [[0.0, 0.1]], "influential": [0.0]},
 }
 
+_DAMAGE = {
+  "dense": -1.9,
+  "metric": {
+    "Wanda": {"layer_mean": [-2.0, -2.2], "isomorphic": [-2.1, -2.4]},
+    "random": {"layer_mean": [-2.5, -2.9], "isomorphic": [-2.6, -3.0]},
+  },
+}
+
 
 def _rows(part, index=0):
   grid = part.grids[index]
@@ -66,14 +74,26 @@ def test_influence_is_held_against_importance_that_says_nothing():
   assert rows[3]["vision MLP"] == "50.0"
 
 
+def test_damage_has_a_table_per_share_and_a_row_per_score():
+  first, second = measures.damage(_DAMAGE, (0.05, 0.1), "vision_params").grids
+  assert "5.0 % of the MACs gone (vision_params), dense −1.900" in first.title
+  assert first.columns == ("Score", "layer_mean", "isomorphic")
+  assert first.rows == (
+    ("Wanda", "−2.000", "−2.100"),
+    ("random", "−2.500", "−2.600"),
+  )
+  assert second.rows[0] == ("Wanda", "−2.200", "−2.400")
+
+
 @pytest.mark.parametrize(
   ("part", "words"),
   [
     (measures.overlap(_OVERLAP), [b"Vision", b"Text"]),
     (measures.ranks(_RANKS, (0.0, 0.5)), [b"Vision"]),
     (measures.influence(_INFLUENCE, 0.3), [b"Vision"]),
+    (measures.damage(_DAMAGE, (0.05, 0.1), "vision_params"), [b"isomorphic"]),
   ],
-  ids=["overlap", "ranks", "influence"],
+  ids=["overlap", "ranks", "influence", "damage"],
 )
 def test_figures_are_whole_and_the_same_twice(part, words):
   (figure,) = part.figures

@@ -1,11 +1,14 @@
 """Diagnostics measure the model that the loops prune."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from comp_jax.core import importance, tokens
+from comp_jax.core import masks as masks_lib
 from comp_jax.models import families
 from comp_jax.train import diagnose
 from tests.core import reference
@@ -166,3 +169,48 @@ def test_influence_is_what_removing_one_unit_moves(model):
     ours = found[group.name]["influence"][0][0]
     assert ours == pytest.approx(expected, abs=1e-4)
     assert ours > 0
+
+
+def test_damage_is_what_the_search_would_mark_and_validate(model):
+  _, stage, params, _ = model
+  batches, select = next(kit.batches(0)), kit.select()
+  shares = (0.0, 0.1)
+  found = diagnose.damage(
+    stage, params, batches, select, "vision_params", shares
+  )
+  dense = jax.jit(stage.initial, static_argnums=2)(params, select, 0)
+  assert found["dense"] == pytest.approx(float(dense.metric), rel=1e-5)
+  assert list(found["metric"]) == list(diagnose.SCORES)
+  for ways in found["metric"].values():
+    assert tuple(ways) == diagnose.STANDARDISATIONS
+    for metrics in ways.values():
+      assert metrics[0] == pytest.approx(found["dense"], rel=1e-5)
+  # Wanda with CIP, as the search gathers it, and without.
+  for name, cip in (("Wanda, CIP", True), ("Wanda", False)):
+    estimator = importance.Estimator(kind="wanda", cip=cip)
+    moments = [
+      jax.jit(stage.objective.gradients, static_argnums=5)(
+        params,
+        None,
+        jax.tree.map(lambda x, i=i: x[i], batches),
+        stage.ones,
+        stage.objective.policies(stage.off),
+        estimator,
+      )[3]
+      for i in range(kit.STEPS)
+    ]
+    total = importance.empty(stage.prunable.groups, estimator)
+    for each in moments:
+      total = total.add(each)
+    selected = jnp.array([m == "vision_params" for m in stage.prunable.modes])
+    marked = stage.mark(
+      dataclasses.replace(dense, statistics=total),
+      selected,
+      jnp.asarray(0.1),
+      jax.random.key(0),
+    )
+    masks = masks_lib.soft(stage.ones, marked, 1.0)
+    assert float(stage.macs(masks, dense.counts)) < 0.95
+    metric, _ = jax.jit(stage.validate)(params, masks, stage.off, select)
+    ways = found["metric"][name]
+    assert ways["layer_mean"][1] == pytest.approx(float(metric), rel=1e-4)

@@ -188,6 +188,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
     """A digest of what `source` holds; None if the data are not there."""
 
+  def unprepared(self) -> dict[str, Sequence]:
+    """More splits, of examples that are read where they lie; by their names.
+
+    They are not part of the prepared data, so they may come and go.
+    """
+    return {}
+
   def prepare(self) -> None:
     """Writes the data set, silently; TFDS renames it into place when whole."""
     tfds.disable_progress_bar()

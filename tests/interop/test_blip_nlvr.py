@@ -252,5 +252,5 @@ def test_the_authors_vit_l_is_read_from_its_shapes():
 def test_a_matching_model_is_not_taken_for_nlvr(model, tmp_path):
   torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
   assert load.load(tmp_path / "m.pth", heads=(3, 4)).spec.family == "nlvr"
-  with pytest.raises(comp_jax.errors.UserError, match="itm_head"):
+  with pytest.raises(comp_jax.errors.UserError, match="a BLIP for nlvr"):
     load.load(tmp_path / "m.pth", task="matching", heads=(3, 4))

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from comp_jax import errors
+from comp_jax.data import images
 
 _LISTED = 5
 
@@ -109,8 +109,7 @@ def checked_image(data: bytes, where: str) -> bytes:
   not hours into a run.
   """
   try:
-    with Image.open(io.BytesIO(data)) as image:
-      image.load()
+    images.decode(data)
   except Exception as e:  # Pillow raises whatever its decoders raise.
     raise errors.UserError(
       f"{where} is not a readable image ({_first_line(e)}). Replace the file."

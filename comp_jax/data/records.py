@@ -119,7 +119,8 @@ def checked_image(data: bytes, where: str) -> bytes:
 
 def _first_line(e: Exception) -> str:
   lines = str(e).splitlines()
-  return lines[0][:120] if lines else type(e).__name__
+  # Pillow names the object in memory that it read.
+  return lines[0].split(" <")[0][:120] if lines else type(e).__name__
 
 
 def texts() -> tfds.features.Sequence:

@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 
+from comp_jax import errors
 from comp_jax.data import tokenizers
 from comp_jax.interop import load as load_lib
 from comp_jax.interop import store
@@ -43,12 +44,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def load(path: str, arguments: argparse.Namespace) -> store.Loaded:
   """The model that the options of a command line ask for."""
-  heads = arguments.heads
+  heads, size = arguments.heads, arguments.image_size
   if heads is not None:
+    if len(heads) > 2:
+      raise errors.UserError(
+        f"--heads: one number, or one of the vision and one of the text tower, "
+        f"not {len(heads)}"
+      )
     heads = (heads[0], heads[-1])
-  return load_lib.load(
-    path, arguments.task, heads=heads, image_size=arguments.image_size
-  )
+  loaded = load_lib.load(path, arguments.task, heads=heads, image_size=size)
+  if size not in (None, loaded.spec.vision.image_size):
+    raise errors.UserError(
+      f"--image_size {size}: {path} was made for "
+      f"{loaded.spec.vision.image_size} pixels; convert its source anew"
+    )
+  return loaded
 
 
 def run(arguments: argparse.Namespace) -> None:

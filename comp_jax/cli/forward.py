@@ -1,27 +1,26 @@
 """`forward`: one pass on named arrays, to hold against PyTorch."""
 
 import argparse
+import dataclasses
 import pathlib
 import zipfile
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from comp_jax import errors
 from comp_jax.cli import convert
 from comp_jax.interop import atomic
-from comp_jax.models import families
+from comp_jax.interop import load as load_lib
+from comp_jax.models import families, specs
 
-# Names as PyTorch's models have them -> ours.
-_NAMES = {
-  "images": "image",
-  "input_ids": "text_ids",
-  "attention_mask": "text_mask",
-}
-_ANSWERS = {
-  "decoder_input_ids": "answer_ids",
-  "decoder_attention_mask": "answer_mask",
+# Names of ids and mask as PyTorch's models have them, by tower.
+_TEXTS = {
+  "text": ("input_ids", "attention_mask"),
+  "answer": ("decoder_input_ids", "decoder_attention_mask"),
 }
 
 
@@ -34,9 +33,10 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser.add_argument(
     "--inputs",
     required=True,
-    help="npz of images [b, 3, h, w], input_ids and attention_mask [b, n]; "
-    "for question answering decoder_input_ids and decoder_attention_mask [b, m]"
-    " too",
+    help="npz of images [b, 3, h, w], normalised or as bytes (for nlvr "
+    "[2b, 3, h, w], all first ones, then all second ones), input_ids and "
+    "attention_mask [b, n]; for vqa decoder_input_ids and "
+    "decoder_attention_mask [b, m] too. Other arrays are ignored",
   )
   parser.add_argument("--out", required=True, help="npz to write")
   parser.add_argument(
@@ -51,36 +51,29 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Reads, runs and writes."""
   loaded = convert.load(arguments.model, arguments)
-  answers = "answer" in loaded.spec.towers
-  batch = _inputs(pathlib.Path(arguments.inputs), answers)
-  size = loaded.spec.vision.image_size
-  if batch["image"].shape[1:] != (size, size, 3):
-    raise errors.UserError(
-      f"{arguments.inputs}: images of {batch['image'].shape[1:3]} pixels and "
-      f"{batch['image'].shape[3]} channels, the model wants {size} x {size} "
-      "and 3: resize them, or give --image_size"
-    )
-  if batch["text_ids"].shape[1] > loaded.spec.text.max_length:
-    raise errors.UserError(
-      f"{arguments.inputs}: texts of {batch['text_ids'].shape[1]} tokens, the "
-      f"model has {loaded.spec.text.max_length} positions"
-    )
-  policies = {t: loaded.policies.get(t) for t in loaded.spec.towers}
+  spec = loaded.spec
+  if loaded.recipe.get("layout") == load_lib.TRANSFORMERS:
+    spec = _without_bos(spec)
+  batch = _inputs(pathlib.Path(arguments.inputs), spec)
+  policies = {t: loaded.policies.get(t) for t in spec.towers}
   run_model = jax.jit(families.traced, static_argnums=0)
-  output, aux, hidden = run_model(loaded.spec, loaded.params, batch, policies)
+  output, aux, hidden = run_model(spec, loaded.params, batch, policies)
   arrays = {name: np.asarray(value) for name, value in output.items()}
-  if answers:
+  if "answer" in spec.towers:
     arrays["logits"] = arrays["logits"][:, 0]  # One answer to each question.
   if "image_embedding" in arrays:
     similarity = arrays["image_embedding"] @ arrays["text_embedding"].T
     arrays.setdefault("logits", arrays["logit_scale"] * similarity)
+  named = sorted(arrays)
   if arguments.aux:
-    for tower in loaded.spec.towers:
-      arrays[f"{tower}/counts"] = np.asarray(aux[tower]["counts"])
+    for tower in spec.towers:
+      found = {"counts": aux[tower]["counts"]}
       for index, states in enumerate(hidden[tower]):
-        arrays[f"{tower}/hidden_{index}"] = np.asarray(states)
-        scores = np.asarray(aux[tower]["scores"][index])
-        arrays[f"{tower}/scores_{index}"] = scores
+        found[f"hidden_{index}"] = states
+        found[f"scores_{index}"] = aux[tower]["scores"][index]
+      images = spec.images if tower == "vision" else 1
+      for name, array in found.items():
+        arrays[f"{tower}/{name}"] = _by_place(np.asarray(array), images)
   out = pathlib.Path(arguments.out)
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,47 +81,108 @@ def run(arguments: argparse.Namespace) -> None:
       np.savez(file, **arrays)
   except OSError as error:
     raise errors.UserError(f"{out}: cannot write it ({error})") from error
-  print(f"{', '.join(sorted(output))}: {out}")
+  print(f"{', '.join(named)}: {out}")
 
 
-def _inputs(path: pathlib.Path, answers: bool) -> dict[str, jax.Array]:
+def _without_bos(spec: specs.ModelSpec) -> specs.ModelSpec:
+  """The spec whose decoders begin with the token they are given.
+
+  So do transformers'; the authors' put [DEC] there themselves.
+  """
+  decoders = {
+    name: dataclasses.replace(tower, bos_id=None)
+    for name in spec.towers
+    if isinstance(tower := getattr(spec, name), specs.DecoderSpec)
+  }
+  return dataclasses.replace(spec, **decoders)
+
+
+def _by_place(
+  rows: Shaped[np.ndarray, "r ..."], images: int
+) -> Shaped[np.ndarray, "r ..."]:
+  """Rows of all first images, then of all second ones; ours alternate."""
+  pairs = rows.reshape(-1, images, *rows.shape[1:])
+  return pairs.swapaxes(0, 1).reshape(rows.shape)
+
+
+def _inputs(path: pathlib.Path, spec: specs.ModelSpec) -> dict[str, jax.Array]:
   """The batch of an npz file; arrays that the model does not need stay out."""
-  names = _NAMES | (_ANSWERS if answers else {})
+  texts = {tower: _TEXTS[tower] for tower in spec.towers[1:]}
+  if path.is_file() and not zipfile.is_zipfile(path):
+    raise errors.UserError(f"{path}: not an .npz file; numpy.savez writes one")
   try:
     with np.load(path, allow_pickle=False) as file:
-      found = {ours: file[name] for name, ours in names.items() if name in file}
+      wanted = {"images", *(name for pair in texts.values() for name in pair)}
+      found = {name: file[name] for name in wanted & set(file)}
   except (OSError, ValueError, zipfile.BadZipFile) as error:
     raise errors.UserError(
       f"{path}: not a readable .npz file ({error})"
     ) from error
-  texts = ("text", "answer") if answers else ("text",)
-  for text in texts:
-    if f"{text}_ids" in found and f"{text}_mask" not in found:
-      found[f"{text}_mask"] = np.ones(found[f"{text}_ids"].shape, bool)
-  missing = [name for name, ours in names.items() if ours not in found]
+  for ids, mask in texts.values():
+    if ids in found and mask not in found:
+      found[mask] = np.ones(found[ids].shape, bool)
+  missing = sorted(wanted - found.keys())
   if missing:
     raise errors.UserError(
       f"{path}: lacks {', '.join(missing)}; arrays are images [b, 3, h, w], "
       "input_ids [b, n] and attention_mask [b, n]"
     )
-  images = found.pop("image")
-  if images.ndim != 4 or images.shape[1] != 3:
-    raise errors.UserError(
-      f"{path}: images have shape {images.shape}, wanted [b, 3, h, w]"
-    )
-  theirs = {ours: name for name, ours in names.items()}
+  if problems := list(_problems(found, spec)):
+    raise errors.UserError(f"{path}: {'; '.join(problems)}")
   batch = {}
-  for text in texts:
-    ids, mask = found[f"{text}_ids"], found[f"{text}_mask"]
-    if ids.ndim != 2 or mask.shape != ids.shape:
-      raise errors.UserError(
-        f"{path}: {theirs[f'{text}_ids']} {ids.shape} and "
-        f"{theirs[f'{text}_mask']} {mask.shape} must be [b, n] alike"
-      )
-    batch[f"{text}_ids"] = jnp.asarray(ids.astype(np.int32))
-    batch[f"{text}_mask"] = jnp.asarray(mask.astype(bool))
-  if answers:
+  for tower, (ids, mask) in texts.items():
+    batch[f"{tower}_ids"] = found[ids].astype(np.int32)
+    batch[f"{tower}_mask"] = found[mask].astype(bool)
+    begin = getattr(getattr(spec, tower), "bos_id", None)
+    if begin is not None and np.any(found[ids][:, 0] != begin):
+      print(f"{ids} begin with {begin}: their first token is taken for it")
+  if "answer" in texts:
     batch |= {n: x[:, None] for n, x in batch.items() if "answer" in n}
+  images = found["images"].transpose(0, 2, 3, 1)
+  if spec.images > 1:
+    images = images.reshape(spec.images, -1, *images.shape[1:]).swapaxes(0, 1)
   if images.dtype != np.uint8:
     images = images.astype(np.float32)
-  return {"image": jnp.asarray(images.transpose(0, 2, 3, 1)), **batch}
+  return jax.tree.map(jnp.asarray, {"image": images, **batch})
+
+
+def _problems(
+  found: Mapping[str, np.ndarray], spec: specs.ModelSpec
+) -> Iterator[str]:
+  """What is wrong with the arrays, each in words."""
+  images, size = found["images"], spec.vision.image_size
+  if images.ndim != 4 or images.shape[1] != 3:
+    yield f"images have shape {images.shape}, wanted [b, 3, h, w]"
+  elif images.shape[2:] != (size, size):
+    yield (
+      f"images of {images.shape[2:]} pixels, the model wants {size} x {size}: "
+      "resize them, or give --image_size"
+    )
+  if images.dtype != np.uint8 and images.dtype.kind != "f":
+    yield f"images are {images.dtype}, wanted floats (normalised) or uint8"
+  for tower in spec.towers[1:]:
+    text, (name, real) = getattr(spec, tower), _TEXTS[tower]
+    ids, mask = found[name], found[real]
+    if ids.ndim != 2 or mask.shape != ids.shape or not ids.size:
+      yield f"{name} {ids.shape} and {real} {mask.shape} must be [b, n] alike"
+      continue
+    if ids.dtype.kind not in "iu":
+      yield f"{name} are {ids.dtype}, wanted integers"
+    elif ids.min() < 0 or ids.max() >= text.vocab_size:
+      yield (
+        f"{name} from {ids.min()} to {ids.max()}, the model knows 0 to "
+        f"{text.vocab_size - 1}"
+      )
+    if ids.shape[1] > text.max_length:
+      yield (
+        f"texts of {ids.shape[1]} tokens in {name}, the model has "
+        f"{text.max_length} positions"
+      )
+    if not mask.astype(bool).any(axis=1).all():
+      yield f"{real} has a text without any token"
+    # Where no tower sees another, every image meets every text.
+    if spec.sources and len(images) != spec.images * len(ids):
+      yield (
+        f"{len(images)} images and {len(ids)} texts in {name}, the model looks "
+        f"at {spec.images} for each text"
+      )

@@ -13,9 +13,8 @@ import rich.console
 import rich.table
 
 from comp_jax import errors
-from comp_jax.cli import diagnostics
+from comp_jax.cli import convert, diagnostics
 from comp_jax.core import cost as cost_lib
-from comp_jax.interop import load as load_lib
 from comp_jax.models import families, macs, presets, specs, towers
 
 # Words of the vocabulary that presets need and costs do not depend on.
@@ -36,7 +35,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     required=True,
     help=f"folder, file, or one of {', '.join(sorted(presets.NAMES))}",
   )
-  cost.add_argument("--image_size", type=int, help="pixels")
+  convert.add_options(cost)
   cost.add_argument(
     "--text_tokens",
     type=int,
@@ -140,7 +139,7 @@ def _model(arguments):
   name = arguments.model
   if name in presets.NAMES:
     options = dict(_VOCABULARY.get(name, {}))
-    if arguments.image_size:
+    if arguments.image_size is not None:
       options["image_size"] = arguments.image_size
     try:
       return presets.spec(name, **options), {}
@@ -151,6 +150,6 @@ def _model(arguments):
       f"--model: {name} is no file or folder, and no model of "
       f"{', '.join(sorted(presets.NAMES))}"
     )
-  loaded = load_lib.load(name, image_size=arguments.image_size)
+  loaded = convert.load(name, arguments)
   caps = {t: p.keep for t, p in loaded.policies.items() if p.keep is not None}
   return loaded.spec, caps

@@ -41,10 +41,24 @@ Picture = bytes | Image.Image  # Encoded, or decoded by `decode`.
 
 
 def decode(data: Picture) -> Image.Image:
-  """The RGB picture of encoded bytes; transparency turns white."""
+  """The RGB picture of encoded bytes, of any mode with 8 or 16 bits.
+
+  Transparency turns white; of 16 bits the upper 8 stay.
+
+  Raises:
+    OSError: not a picture, or one of deeper pixels, whose range is unknown.
+  """
   if isinstance(data, Image.Image):
     return data
   image = Image.open(io.BytesIO(data))
+  # Pillow cuts deep greys off at 255. Its older versions call 16 bits I.
+  if image.mode.startswith("I;16") or (image.mode, image.format) == (
+    "I",
+    "PNG",
+  ):
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  elif image.mode in ("I", "F"):
+    raise OSError(f"32 bits per pixel, mode {image.mode}; save it with 8")
   if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")

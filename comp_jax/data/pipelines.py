@@ -287,9 +287,15 @@ def _pictures(
   example: sources.Example, make: Callable[[images.Picture], np.ndarray]
 ) -> np.ndarray:
   """The picture [H,W,3], or a pair of them [2,H,W,3]."""
-  if "image2" not in example:
-    return make(example["image"])
-  return np.stack([make(example["image"]), make(example["image2"])])
+  try:
+    if "image2" not in example:
+      return make(example["image"])
+    return np.stack([make(example["image"]), make(example["image2"])])
+  # Prepared data were checked; files that are read where they lie were not.
+  except (OSError, SyntaxError) as error:
+    raise errors.UserError(
+      f"example {example['id']}: its picture cannot be read ({error})."
+    ) from error
 
 
 def _numbers(example: sources.Example) -> dict[str, np.int32]:

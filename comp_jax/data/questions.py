@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,7 +24,7 @@ class Question:
     id: unlike any other question's.
     image: path below `root`; questions of one image belong together.
     text: as the model reads it.
-    answers: one by each annotator.
+    answers: one by each annotator; none where others keep them.
     weight: of each answer in the loss.
     root: folder of the images.
   """
@@ -32,8 +32,8 @@ class Question:
   id: str
   image: str
   text: str
-  answers: tuple[str, ...]
-  weight: float
+  answers: tuple[str, ...] = ()
+  weight: float = 0.0
   root: pathlib.Path = pathlib.Path()
 
 
@@ -96,6 +96,32 @@ class Builder(records.Builder, skip_registration=True):
           "blind": usual.get(question.text, best),
         },
       )
+
+
+class Unanswered(Sequence):
+  """Examples of questions whose answers others keep: no `answers`, no score.
+
+  Attributes:
+    answers: to train's questions, the most frequent first.
+  """
+
+  def __init__(self, questions: Sequence[Question], answers: Sequence[str]):
+    self._questions = questions
+    images = dict.fromkeys(question.image for question in questions)
+    self._concepts = {image: index for index, image in enumerate(images)}
+    self.answers = tuple(answers)
+
+  def __len__(self) -> int:
+    return len(self._questions)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    question = self._questions[index]
+    return {
+      "image": (question.root / question.image).read_bytes(),
+      "captions": [question.text],
+      "concept": self._concepts[question.image],
+      "id": question.id,
+    }
 
 
 def held_out(

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from comp_jax import errors
+from comp_jax.data import images
 
 _LISTED = 5
 
@@ -109,8 +109,7 @@ def checked_image(data: bytes, where: str) -> bytes:
   not hours into a run.
   """
   try:
-    with Image.open(io.BytesIO(data)) as image:
-      image.load()
+    images.decode(data)
   except Exception as e:  # Pillow raises whatever its decoders raise.
     raise errors.UserError(
       f"{where} is not a readable image ({_first_line(e)}). Replace the file."
@@ -120,7 +119,8 @@ def checked_image(data: bytes, where: str) -> bytes:
 
 def _first_line(e: Exception) -> str:
   lines = str(e).splitlines()
-  return lines[0][:120] if lines else type(e).__name__
+  # Pillow names the object in memory that it read.
+  return lines[0].split(" <")[0][:120] if lines else type(e).__name__
 
 
 def texts() -> tfds.features.Sequence:
@@ -187,6 +187,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   @abc.abstractmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
     """A digest of what `source` holds; None if the data are not there."""
+
+  def unprepared(self) -> dict[str, Sequence]:
+    """More splits, of examples that are read where they lie; by their names.
+
+    They are not part of the prepared data, so they may come and go.
+    """
+    return {}
 
   def prepare(self) -> None:
     """Writes the data set, silently; TFDS renames it into place when whole."""

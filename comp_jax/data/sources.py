@@ -166,7 +166,8 @@ def open_source(
   Returns:
     Split name -> source. `emoji` and `easy_vqa` have train, select, test;
     `flickr8k` has train, select, dev, and test if the official list of it is
-    there; `flickr8k_itm` and `vqa2` have train, select, val; `nlvr2` has train,
+    there; `flickr8k_itm` and `vqa2` have train, select, val, `vqa2` also test
+    and test-dev, without answers, if their files are there; `nlvr2` has train,
     select, dev, and test if its file is there; `coco`, `coco_caption` and
     `flickr30k` have train, select, val, and test if their files have it.
   """
@@ -199,14 +200,14 @@ def open_source(
       )
       for split in builder.info.splits
     }
-    for source in splits.values():
-      source[len(source) - 1]
+    for split in splits.values():
+      split[len(split) - 1]
   except Exception as e:  # The readers raise bare RuntimeErrors.
     raise errors.UserError(
       f"the prepared data in {builder.data_path} cannot be read. Delete that"
       " folder; the next run builds it again."
     ) from e
-  return splits
+  return splits | builder.unprepared()
 
 
 def cache_dir() -> pathlib.Path:

@@ -38,11 +38,12 @@ class Layout:
     These are `answer_ids` and `answer_mask` [a, m] and `answer_weight` [a],
     the most frequent answer first. Where an example has fewer, the first one
     is repeated with weight 0: a text without a valid token can turn into NaN.
+    Where it has none at all, the arrays are left out.
     """
     texts = [self.prompt + caption for caption in captions]
     ids, mask = tokenizer.encode(texts, length)
     found = {"text_ids": ids, "text_mask": mask}
-    if self.answers:
+    if self.answers and "answers" in example:
       counts = collections.Counter(example["answers"])
       best = counts.most_common(self.answers)
       texts = [answer for answer, _ in best]

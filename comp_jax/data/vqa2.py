@@ -1,22 +1,26 @@
 """VQAv2: questions about photos of COCO, each answered by ten people.
 
 Read are the official files and the lists that BLIP's authors made of them,
-with theirs of Visual Genome for training (spec `upop.md` 3.6 and part 5).
+with theirs of Visual Genome for training (spec `upop.md` 3.6 and part 5). The
+answers to the questions of test are with VQA's server alone.
 """
 
+import collections
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from comp_jax import errors
 from comp_jax.data import questions, records
 
 SELECT_PHOTOS = 1000
-_SPLITS = ("train", "val")
-_QUESTIONS = "v2_OpenEnded_mscoco_{}2014_questions.json"
-_ANNOTATIONS = "v2_mscoco_{}2014_annotations.json"
+_YEARS = {"train": 2014, "val": 2014, "test": 2015, "test-dev": 2015}
+# Questions without answers; test-dev's are some of test's.
+_TEST = ("test", "test-dev")
+_QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
+_ANNOTATIONS = "v2_mscoco_{}_annotations.json"
 _LIST = "vqa_{}.json"
 _GENOME = "vg_qa.json"
 _ROOTS = (".", "images")
@@ -34,21 +38,27 @@ class Vqa2(questions.Builder):
   its list is there, is trained on whole, though it has photos of COCO too. A
   photo is stored with each of its questions (about 110 GB without Visual
   Genome).
+
+  `test` and `test-dev`, where their files are there, have questions alone.
+  They are read where they lie.
   """
 
   NEEDS = (
-    f"VQAv2's {_QUESTIONS.format('train')}, {_ANNOTATIONS.format('train')} and"
-    f" both of val2014; or {_LIST.format('train')} and {_LIST.format('val')};"
-    f" {_GENOME} too; and the photos as train2014/ and val2014/ below it or"
-    " images/ (Visual Genome's below it, images/ or visual_genome/)"
+    f"VQAv2's {_QUESTIONS.format('train2014')},"
+    f" {_ANNOTATIONS.format('train2014')} and both of val2014; or"
+    f" {_LIST.format('train')} and {_LIST.format('val')}; {_GENOME} too; and"
+    " the photos as train2014/ and val2014/ below it or images/ (Visual"
+    " Genome's below it, images/ or visual_genome/); for the splits test and"
+    f" test-dev {_QUESTIONS.format('test2015')} (or {_LIST.format('test')}) and"
+    f" {_QUESTIONS.format('test-dev2015')}, and test2015/ beside the photos"
   )
   ENCODING = "jpeg"
   HOMEPAGE = "https://visualqa.org/"
 
   @classmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
-    files = _files(source)
-    if not set(_SPLITS) <= files.keys():
+    files = _files(source, ("train", "val", "genome"))
+    if not {"train", "val"} <= files.keys():
       return None
     paths = [path for group in files.values() for path in group]
     # The folder stands for a hundred thousand photos.
@@ -56,13 +66,9 @@ class Vqa2(questions.Builder):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    files = _files(self._source)
+    files = _files(self._source, ("train", "val", "genome"))
     splits = {name: self._read(paths, name) for name, paths in files.items()}
-    every = [q for split in splits.values() for q in split]
-    if len({question.id for question in every}) != len(every):
-      raise errors.UserError(
-        f"{self._source}: two questions have the same question_id."
-      )
+    self._check_ids(q for split in splits.values() for q in split)
     train, select = questions.held_out(splits["train"], SELECT_PHOTOS)
     return self._generators(
       {
@@ -71,6 +77,22 @@ class Vqa2(questions.Builder):
         "val": splits["val"],
       }
     )
+
+  def unprepared(self) -> dict[str, questions.Unanswered]:
+    splits = {}
+    for name, paths in _files(self._source, _TEST).items():
+      found = self._read(paths, name)
+      self._check_ids(found)
+      answers = self.info.metadata["answers"]
+      splits[name] = questions.Unanswered(found, answers)
+    return splits
+
+  def _check_ids(self, found: Iterable[questions.Question]) -> None:
+    ids = collections.Counter(question.id for question in found)
+    if max(ids.values()) > 1:
+      raise errors.UserError(
+        f"{self._source}: two questions have the same question_id."
+      )
 
   def _read(
     self, paths: Sequence[pathlib.Path], split: str
@@ -96,17 +118,22 @@ def cleaned(question: str) -> str:
   return " ".join(words[:_WORDS])
 
 
-def _files(source: pathlib.Path) -> dict[str, tuple[pathlib.Path, ...]]:
-  """The files of each split that is there: a list, or the official two."""
-  wanted = {
-    split: [(_QUESTIONS.format(split), _ANNOTATIONS.format(split))]
-    + [(_LIST.format(split),)]
-    for split in _SPLITS
-  }
-  wanted["genome"] = [(_GENOME,)]
+def _choices(split: str) -> Sequence[Sequence[str]]:
+  """Names of the files that a split may come in."""
+  if split == "genome":
+    return [[_GENOME]]
+  part = f"{split}{_YEARS[split]}"
+  official = [_QUESTIONS.format(part), _ANNOTATIONS.format(part)]
+  return [official[:1] if split in _TEST else official, [_LIST.format(split)]]
+
+
+def _files(
+  source: pathlib.Path, splits: Iterable[str]
+) -> dict[str, tuple[pathlib.Path, ...]]:
+  """The files of those splits that are there, official ones first."""
   found = {}
-  for split, choices in wanted.items():
-    for names in choices:
+  for split in splits:
+    for names in _choices(split):
       paths = tuple(source / name for name in names)
       if all(path.is_file() for path in paths):
         found[split] = paths
@@ -139,21 +166,28 @@ def _question(
 ) -> questions.Question:
   """The question of an entry, its answers here or in the other file."""
   number = entry["question_id"]
-  if annotated:
-    answers = annotated[number]
-    folder = f"{split}2014"
-    photo = f"{folder}/COCO_{folder}_{int(entry['image_id']):012d}.jpg"
+  if "image" in entry:
+    photo = entry["image"]
   else:
-    answers, photo = entry["answer"], entry["image"]
+    folder = f"{split.removesuffix('-dev')}{_YEARS[split]}"
+    photo = f"{folder}/COCO_{folder}_{int(entry['image_id']):012d}.jpg"
+  if split in _TEST:
+    answers = []
+  elif annotated:
+    answers = annotated[number]
+  else:
+    answers = entry["answer"]
     answers = [answers] if isinstance(answers, str) else list(answers)
   texts = [photo, entry["question"], *answers]
-  if len(texts) < 3 or not all(isinstance(text, str) for text in texts):
-    raise ValueError("an image, a question and its answers are needed")
+  if not all(isinstance(text, str) for text in texts):
+    raise ValueError("image, question and answers are texts")
+  if not answers and split not in _TEST:
+    raise ValueError("its answers are needed")
   genome = split == "genome"
   return questions.Question(
     id=f"vg-{number}" if genome else str(number),
     image=photo,
     text=cleaned(entry["question"]),
     answers=tuple(answers),
-    weight=_GENOME_WEIGHT if genome else 1 / len(answers),
+    weight=_GENOME_WEIGHT if genome else 1 / max(1, len(answers)),
   )

@@ -90,20 +90,21 @@ def read_specs(
     raise errors.UserError(
       f"{where}: not a whole BLIP checkpoint, it lacks {', '.join(missing)}"
     )
-  shape = lambda name: np.shape(arrays[name])  # noqa: E731
-  width, _, patch, _ = shape(needed[0])
-  grid = round((shape(needed[1])[1] - 1) ** 0.5)
+  shape = lambda name, rank: layouts.shape_of(arrays, name, rank, where)  # noqa: E731
+  width, _, patch, _ = shape(needed[0], 4)
+  grid = round((shape(needed[1], 3)[1] - 1) ** 0.5)
   vision_heads = heads[0] if heads else width // 64
   layer = names["layer"]
   layers = layouts.layer_widths(
     arrays,
+    where,
     names["layers"],
     vision_heads,
     out=f"{layer.out}.weight",
     up=f"{layer.up}.weight",
   )
   vision = specs.VitSpec(
-    image_size=image_size or grid * patch,
+    image_size=layouts.image_size(image_size, grid, patch),
     patch_size=patch,
     encoder=_encoder(layers, width, vision_heads, norm_eps[0], True),
     mean=presets.CLIP_MEAN,
@@ -113,12 +114,13 @@ def read_specs(
 
   def text(prefix, crosses):
     (vocab, width), (positions, _) = (
-      shape(f"{prefix}{table}.weight") for table in tables
+      shape(f"{prefix}{table}.weight", 2) for table in tables
     )
     text_heads = heads[1] if heads else width // 64
     pattern = prefix + LAYER
     layers = layouts.layer_widths(
       arrays,
+      where,
       pattern,
       text_heads,
       out="attention.output.dense.weight",
@@ -142,7 +144,7 @@ def read_specs(
       text_heads,
       norm_eps[1],
       False,
-      source_width=shape(key)[1] if key in arrays else vision.encoder.width,
+      source_width=shape(key, 2)[1] if key in arrays else vision.encoder.width,
       merge_from=merging[0] if merging else None,
       causal=prefix == DECODER,
     )

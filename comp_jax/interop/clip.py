@@ -162,33 +162,31 @@ def two_tower(
 def _spec(arrays, names, where, heads, activation, norm_eps, image_size):
   """The spec that the shapes tell."""
   needed = ("patch", "vision_positions", "words", "text_positions")
-  missing = [
-    names[key]
-    for key in (*needed, "vision_projection")
-    if names[key] not in arrays
-  ]
+  needed += ("vision_projection",)
+  missing = [names[key] for key in needed if names[key] not in arrays]
   if missing:
     raise errors.UserError(
       f"{where}: not a whole CLIP checkpoint, it lacks {', '.join(missing)}"
     )
-  shapes = {key: np.shape(arrays[names[key]]) for key in needed}
-  width, _, patch, _ = shapes["patch"]
-  vocab, text_width = shapes["words"]
-  grid = round((shapes["vision_positions"][0] - 1) ** 0.5)
-  projection = np.shape(arrays[names["vision_projection"]])
+  shape = lambda key, rank=2: layouts.shape_of(arrays, names[key], rank, where)  # noqa: E731
+  width, _, patch, _ = shape("patch", 4)
+  vocab, text_width = shape("words")
+  grid = round((shape("vision_positions")[0] - 1) ** 0.5)
+  projection = shape("vision_projection")
 
   def encoder(tower, width, heads, **more):
     layers = layouts.layer_widths(
       arrays,
+      where,
       names[tower],
-      heads or width // 64,
+      width // 64 if heads is None else heads,
       out=f"{names['layer'].out}.weight",
       up=f"{names['layer'].up}.weight",
     )
     return specs.EncoderSpec(
       width=width,
       layers=layers,
-      scale_width=width // (heads or width // 64),
+      scale_width=width // layers[0].heads,
       norm_first=True,
       norm_eps=norm_eps,
       activation=activation,
@@ -199,7 +197,7 @@ def _spec(arrays, names, where, heads, activation, norm_eps, image_size):
   heads = heads or (None, None)
   return specs.TwoTowerSpec(
     vision=specs.VitSpec(
-      image_size=image_size or grid * patch,
+      image_size=layouts.image_size(image_size, grid, patch),
       patch_size=patch,
       encoder=encoder("vision_layers", width, heads[0]),
       mean=presets.CLIP_MEAN,
@@ -209,7 +207,7 @@ def _spec(arrays, names, where, heads, activation, norm_eps, image_size):
     ),
     text=specs.ClipTextSpec(
       vocab_size=vocab,
-      max_length=shapes["text_positions"][0],
+      max_length=shape("text_positions")[0],
       encoder=encoder("text_layers", text_width, heads[1], causal=True),
     ),
     joint_width=projection[0 if names is _HF else 1],

@@ -246,8 +246,28 @@ def patches(
   return kernel.transpose(2, 3, 1, 0)
 
 
+def shape_of(
+  arrays: Mapping[str, np.ndarray], name: str, rank: int, where: str
+) -> tuple[int, ...]:
+  """The shape of an array that is there; UserError if it has other axes.
+
+  Args:
+    arrays: the checkpoint.
+    name: of the array.
+    rank: axes that it must have.
+    where: what is read, for the message.
+  """
+  shape = np.shape(arrays[name])
+  if len(shape) != rank:
+    raise errors.UserError(
+      f"{where}: {name} has shape {shape}, not {rank} axes"
+    )
+  return shape
+
+
 def layer_widths(
   arrays: Mapping[str, np.ndarray],
+  where: str,
   pattern: str,
   heads: int,
   *,
@@ -259,18 +279,33 @@ def layer_widths(
 
   Args:
     arrays: the checkpoint.
+    where: what is read, for messages.
     pattern: prefix of a layer with `{}` for its index.
     heads: of every attention block.
     out: output matrix of the attention, below the prefix.
     up: first matrix of the MLP.
     cross: output matrix of each cross-attention.
+
+  Raises:
+    UserError: no layer, or rows that are not `heads` of one width.
   """
+
+  if not isinstance(heads, int) or heads < 1:
+    raise errors.UserError(
+      f"{where}: {heads!r} heads in {pattern.format(0)[:-1]}; give their "
+      "number (--heads)"
+    )
 
   def attention(prefix, name):
     if prefix + name not in arrays:
       # Some width: the missing array is named when it is taken.
       return {"heads": heads, "head_width": 64}
-    rows = np.shape(arrays[prefix + name])[1]
+    rows = shape_of(arrays, prefix + name, 2, where)[1]
+    if rows % heads:
+      raise errors.UserError(
+        f"{where}: {rows} channels in {prefix}{name} are not {heads} heads of "
+        "one width; give the number of heads that the model has (--heads)"
+      )
     return {"heads": heads, "head_width": rows // heads}
 
   layers = []
@@ -278,13 +313,28 @@ def layer_widths(
     layers.append(
       specs.LayerSpec(
         **attention(prefix, out),
-        mlp=np.shape(arrays[prefix + up])[0],
+        mlp=shape_of(arrays, prefix + up, 2, where)[0],
         cross=tuple(
           specs.AttentionSpec(**attention(prefix, name)) for name in cross
         ),
       )
     )
+  if not layers:
+    raise errors.UserError(
+      f"{where}: no layers, it lacks {pattern.format(0)}{up}"
+    )
   return tuple(layers)
+
+
+def image_size(asked: int | None, grid: int, patch_size: int) -> int:
+  """The side of the images: as asked for, or as the position table has it."""
+  size = grid * patch_size if asked is None else asked
+  if size < patch_size or size % patch_size:
+    raise errors.UserError(
+      f"image_size must be a multiple of {patch_size}, the side of the model's "
+      f"patches, not {size}"
+    )
+  return size
 
 
 def at_full_scale(

@@ -28,6 +28,13 @@ _BLIPS = {
   "vqa": blip.vqa,
 }
 TASKS = tuple(_BLIPS)
+# What else a BLIP that does something may be asked for.
+_ALSO = {
+  "retrieval": ("matching", "nlvr"),
+  "matching": ("retrieval", "nlvr"),
+}
+# What `recipe` says of a Hugging Face folder's `layout`.
+TRANSFORMERS = "transformers"
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -48,8 +55,8 @@ def load(
     task: `retrieval` (CLIP, BLIP), `matching`, `nlvr`, `caption` or `vqa`
       (BLIP); None for what the checkpoint is. A generic BLIP can be a start
       for `nlvr`.
-    heads: of the vision and the text tower; None for the config's, else
-      width / 64.
+    heads: of the vision and the text tower of a published checkpoint; None for
+      the config's, else width / 64.
     image_size: side of the images in pixels; None for the checkpoint's. The
       position table of a dense checkpoint is resampled to another one.
 
@@ -68,7 +75,7 @@ def load(
   if (path / store.SPEC).is_file() or not (
     path.is_file() or (path / "config.json").is_file()
   ):
-    return store.load(path)
+    return _saved(path, task, heads)
   source = read(path)
   spec, params = source.build(source.arrays, task, heads, image_size)
   return store.Loaded(
@@ -76,8 +83,29 @@ def load(
     params=jax.tree.map(jnp.asarray, params),
     policies={},
     tokenizer_json=_tokenizer(path) if source.config else "",
-    recipe={"name": "loaded", "source": str(path)},
+    recipe={
+      "name": "loaded",
+      "source": str(path),
+      "layout": TRANSFORMERS if source.config else "authors",
+    },
   )
+
+
+def _saved(
+  path: pathlib.Path, task: str | None, heads: tuple[int, int] | None
+) -> store.Loaded:
+  """The model of a folder of ours, which says itself what it is."""
+  loaded = store.load(path)
+  family = loaded.spec.family
+  does = "retrieval" if family == "two_tower" else family
+  if task not in (None, does):
+    raise errors.UserError(f"{path}: a model for {does}, not for {task}")
+  if heads is not None:
+    raise errors.UserError(
+      f"{path}: heads are given for published checkpoints; those of this model "
+      f"stand in its {store.SPEC}"
+    )
+  return loaded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,14 +130,17 @@ class Published:
     image_size: int | None,
   ) -> tuple[specs.ModelSpec, dict]:
     """The spec and the parameters of arrays in this layout; see `load`."""
+    does = blip.task_of(arrays)
     if clip.is_layout(arrays) and task in (None, "retrieval"):
       build, options = clip.two_tower, _clip_options(self.config)
-    elif (does := blip.task_of(arrays)) and _serves(does, task):
+    elif does and task in (None, does, *_ALSO.get(does, ())):
       build = _BLIPS[task or does]
       options = _blip_options(self.config, does)
     else:
       what = "tensors of an unknown layout"
-      if self.config:
+      if does or clip.is_layout(arrays):
+        what = f"a BLIP for {does}" if does else "a CLIP"
+      elif self.config:
         what = f"a {self.config.get('model_type')} model"
       wanted = f" that does {task}" if task else ""
       raise errors.UserError(
@@ -119,12 +150,6 @@ class Published:
       )
     options["heads"] = heads or options.get("heads")
     return build(arrays, str(self.path), image_size=image_size, **options)
-
-
-def _serves(does: str, task: str | None) -> bool:
-  """Whether a BLIP that `does` something may be asked for a task."""
-  encoders = ("retrieval", "matching", "nlvr")
-  return task in (None, does) or (does in encoders and task in encoders)
 
 
 def read(path: pathlib.Path) -> Published:
@@ -149,8 +174,13 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
     config = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise errors.UserError(f"{path}: not readable as JSON ({error})") from error
-  if not isinstance(config, dict):
-    raise errors.UserError(f"{path}: not a JSON object")
+  towers = ("vision_config", "text_config")
+  if not isinstance(config, dict) or not all(
+    isinstance(config.get(name, {}), dict) for name in towers
+  ):
+    raise errors.UserError(
+      f"{path}: not a JSON object with {' and '.join(towers)} as objects"
+    )
   return config
 
 

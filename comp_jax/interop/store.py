@@ -195,9 +195,10 @@ def load(path: str | os.PathLike) -> Loaded:
   if missing:
     what = f"not a whole saved model, it lacks {', '.join(missing)}"
     if not path.is_dir():
-      what = "no such folder"
+      what = "no such folder or file"
     raise errors.UserError(
-      f"{path}: {what}; give the folder that train.py or prune.py wrote"
+      f"{path}: {what}; give the folder that train.py or prune.py wrote, or a"
+      " published checkpoint (Hugging Face's folders have a config.json)"
       + _interrupted(path)
     )
   about = _read_json(path / SPEC)

@@ -9,6 +9,7 @@ their weights; their code is not looked at.
 
 import collections
 import io
+import math
 import os
 import pathlib
 import pickle
@@ -96,8 +97,10 @@ def _rebuild_tensor(storage, offset, size, stride, *_):
   span = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
   if 0 in size:
     return np.zeros(size, storage.dtype)
+  if math.prod(size) > storage.size:  # Some megabytes could ask for terabytes.
+    raise ValueError("a tensor is larger than its storage")
   if offset < 0 or min(stride, default=0) < 0 or offset + span > storage.size:
-    raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+    raise ValueError("a tensor reaches beyond its storage")
   strides = [s * storage.itemsize for s in stride]
   view = np.lib.stride_tricks.as_strided(
     storage[offset:], size, strides, writeable=False

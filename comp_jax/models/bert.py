@@ -142,8 +142,10 @@ class Decoder(_TextTower):
     """
     spec, encoder = self.spec, self.spec.encoder
     n, d = text_ids.shape[1], encoder.width
-    is_bos = (first + jnp.arange(n) == 0)[None]
-    x, words = self._embedded(jnp.where(is_bos, spec.bos_id, text_ids), first)
+    if spec.bos_id is not None:
+      is_bos = (first + jnp.arange(n) == 0)[None]
+      text_ids = jnp.where(is_bos, spec.bos_id, text_ids)
+    x, words = self._embedded(text_ids, first)
     every = jnp.ones_like(text_mask)
     state = tokens_lib.TokenState(
       x=x, valid=text_mask, protected=every, readout=every

@@ -212,7 +212,7 @@ def dinov2_s14_minilm_itm(
   )
 
 
-def blip_base(
+def blip(
   *,
   family: str,
   image_size: int = 384,
@@ -222,7 +222,7 @@ def blip_base(
   joint_width: int = 256,
   **options: Any,
 ) -> specs.ModelSpec:
-  """A BLIP with ViT-B/16, or ViT-L/16 by its width and depth.
+  """A BLIP with ViT-B/16, or ViT-L/16 by its width and depth; BERT-base.
 
   Args:
     family: `matching`, `nlvr`, `retrieval`, `caption` or `vqa`.
@@ -352,6 +352,9 @@ def clip(
   )
 
 
+# Family -> pixels, and a suffix of the name -> vision tower.
+_BLIPS = dict(matching=384, nlvr=384, retrieval=384, caption=384, vqa=480)
+_VITS = {"": {}, "_large": {"vision_width": 1024, "vision_depth": 24}}
 _CLIP_B = {"vision_width": 768, "vision_depth": 12, "text_width": 512}
 _CLIP_L = {"vision_width": 1024, "vision_depth": 24, "text_width": 768}
 
@@ -363,11 +366,13 @@ NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "tiny_vqa": functools.partial(tiny_blip, family="vqa"),
   "dinov2_s14_minilm": dinov2_s14_minilm,
   "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,
-  "blip_matching": functools.partial(blip_base, family="matching"),
-  "blip_nlvr": functools.partial(blip_base, family="nlvr"),
-  "blip_retrieval": functools.partial(blip_base, family="retrieval"),
-  "blip_caption": functools.partial(blip_base, family="caption"),
-  "blip_vqa": functools.partial(blip_base, family="vqa", image_size=480),
+  **{
+    f"blip_{family}{size}": functools.partial(
+      blip, family=family, image_size=pixels, **vit
+    )
+    for family, pixels in _BLIPS.items()
+    for size, vit in _VITS.items()
+  },
   "clip_b32": functools.partial(clip, patch_size=32, **_CLIP_B),
   "clip_b16": functools.partial(clip, patch_size=16, **_CLIP_B),
   "clip_l14": functools.partial(clip, patch_size=14, **_CLIP_L),

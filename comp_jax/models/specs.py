@@ -201,7 +201,8 @@ class DecoderSpec:
     vocab_size: rows of the word table, which is the output's too.
     max_length: rows of the position table.
     encoder: the layers.
-    bos_id: token id that takes the first place (BLIP's [DEC]).
+    bos_id: token id that takes the first place (BLIP's [DEC]); None leaves the
+      one that is given there.
     sep_id: token id of [SEP], which ends a text.
     kind: tells text towers apart on disk.
   """
@@ -209,7 +210,7 @@ class DecoderSpec:
   vocab_size: int
   max_length: int
   encoder: EncoderSpec
-  bos_id: int
+  bos_id: int | None
   sep_id: int = 102
   kind: Literal["decoder"] = "decoder"
 

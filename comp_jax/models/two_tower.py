@@ -105,10 +105,10 @@ class TwoTower(nn.Module):
 
 
 def unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:
-  """Rows of length 1, in float32."""
+  """Rows of length 1, in float32; those shorter than 1e-12 stay short."""
   x = x.astype(jnp.float32)
-  norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
-  return x / norm
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x / jnp.sqrt(jnp.maximum(square, 1e-24))
 
 
 def pairs(

@@ -140,14 +140,18 @@ def open_data(
     tokenizer: of the model; None trains one on the training texts.
 
   Raises:
-    UserError: missing data, or a split that they do not have.
+    UserError: missing data, a split that they do not have, or one to report
+      on that has no answers.
   """
-  splits = sources.open_source(config.data.name, dir=config.data.dir or None)
+  name = config.data.name
+  splits = sources.open_source(name, dir=config.data.dir or None)
   for split in ("train", "select", *config.data.report_splits):
-    if split not in splits:
+    check_split(splits, split, name)
+    lacking = splits["train"][0].keys() - splits[split][0].keys()
+    if wanted := [_EXTRAS[key] for key in sorted(lacking & _EXTRAS.keys())]:
       raise errors.UserError(
-        f"config.data.report_splits: {config.data.name} has no split {split!r};"
-        f" there are {', '.join(splits)}"
+        f"config.data.report_splits: {split} of {name} has no "
+        f"{' and '.join(wanted)}, so nothing can be measured on it"
       )
   if tokenizer is None:
     words = _words(splits["train"])
@@ -160,6 +164,17 @@ def open_data(
     augment=images.AugmentSpec(**config.data.augment.to_dict()),
     seed=config.seed,
   )
+
+
+def check_split(
+  splits: Mapping[str, sources.RandomAccessSource], split: str, name: str
+) -> None:
+  """Raises a UserError where data of this name do not have a split."""
+  if split not in splits:
+    raise errors.UserError(
+      f"{name} has no split {split!r}; there are {', '.join(splits)}. Its "
+      f"folder may hold {sources.BUILDERS[name].NEEDS}"
+    )
 
 
 def _words(source: sources.RandomAccessSource) -> Iterator[str]:

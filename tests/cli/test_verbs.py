@@ -23,7 +23,9 @@ def model(request, tmp_path_factory):
     tokenizer_json="{}",
     recipe={"name": "random"},
   )
-  batch = {**kit.batch(), **kit.answers(a=1)}
+  # The first answers: a second one is missing.
+  answers = {name: array[:, :1] for name, array in kit.answers().items()}
+  batch = {**kit.batch(), **answers}
   np.savez(
     folder / "in.npz",
     decoder_input_ids=batch["answer_ids"][:, 0],
@@ -106,6 +108,14 @@ def test_inspect_knows_the_published_costs(capsys, model, figures):
   [
     ({"images": np.zeros((2, 32, 32, 3))}, "wanted [b, 3, h, w]"),
     ({"images": np.zeros((2, 3, 16, 16))}, "the model wants 32 x 32"),
+    ({"images": np.zeros((3, 3, 32, 32), int)}, "images are int64"),
+    ({"input_ids": np.full((3, 12), kit.VOCAB)}, "the model knows 0 to 39"),
+    ({"input_ids": np.zeros((3, 12))}, "input_ids are float64"),
+    ({"attention_mask": np.zeros((3, 12))}, "a text without any token"),
+    (
+      {"input_ids": np.zeros((3, 13), int), "attention_mask": None},
+      "texts of 13 tokens in input_ids, the model has 12",
+    ),
     ({"input_ids": np.zeros((2, 13), np.int64)}, "must be [b, n] alike"),
     ({"input_ids": None}, "lacks input_ids"),
   ],
@@ -139,3 +149,27 @@ def test_answers_need_a_folder_to_go_to(tmp_path, capsys):
   options = ["--config", "no.py", "--model", "none", "--to", to]
   assert verbs.main(["answer", *options]) == 2
   assert "there is no folder" in capsys.readouterr().err
+
+
+def test_texts_without_their_image_are_counted(model, tmp_path, capsys):
+  folder, spec, _ = model
+  arrays = dict(np.load(folder / "in.npz"))
+  np.savez(tmp_path / "in.npz", **{**arrays, "images": arrays["images"][:2]})
+  arguments = ["--model", str(folder / "model"), "--inputs"]
+  arguments += [str(tmp_path / "in.npz"), "--out", str(tmp_path / "out.npz")]
+  # Where no tower sees the other, every image meets every text.
+  free = spec.family == "two_tower"
+  assert verbs.main(["forward", *arguments]) == (0 if free else 2)
+  if free:
+    assert np.load(tmp_path / "out.npz")["logits"].shape == (2, 3)
+  else:
+    assert "2 images and 3 texts" in capsys.readouterr().err
+
+
+def test_what_is_no_npz_is_said(model, tmp_path, capsys):
+  folder, _, _ = model
+  np.save(tmp_path / "bare.npz.npy", np.zeros(3))
+  arguments = ["--model", str(folder / "model"), "--out", str(tmp_path / "o")]
+  arguments += ["--inputs", str(tmp_path / "bare.npz.npy")]
+  assert verbs.main(["forward", *arguments]) == 2
+  assert "numpy.savez writes one" in capsys.readouterr().err

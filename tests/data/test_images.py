@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from comp_jax import errors
-from comp_jax.data import images
+from comp_jax.data import images, records
 
 
 def png(pixels, mode="RGB"):
@@ -50,6 +50,38 @@ def test_transparency_turns_white():
 
 def test_grey_becomes_rgb():
   assert images.resize(png(GRADIENT, "L"), 8).shape == (8, 8, 3)
+
+
+def _encoded(image, kind):
+  out = io.BytesIO()
+  image.save(out, kind)
+  return out.getvalue()
+
+
+@pytest.mark.parametrize(
+  ("mode", "kind"),
+  [("P", "png"), ("CMYK", "tiff"), ("YCbCr", "tiff"), ("LA", "png")],
+)
+def test_every_mode_shows_the_same_picture(mode, kind):
+  picture = Image.fromarray(np.ascontiguousarray(GRADIENT))
+  out = images.resize(_encoded(picture.convert(mode), kind), 8)
+  expected = images.resize(png(GRADIENT), 8)
+  # Palettes and other colour spaces round.
+  assert np.max(np.abs(out.astype(int) - expected)) <= 8
+
+
+def test_of_16_bits_the_upper_8_stay():
+  """Pillow by itself would turn all above 255 white."""
+  deep = Image.fromarray(GRADIENT[..., 0].astype(np.uint16) * 257)
+  out = images.resize(_encoded(deep, "png"), 8)
+  np.testing.assert_array_equal(out, images.resize(png(GRADIENT), 8))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_deeper_pictures_are_refused_when_data_are_built(dtype):
+  deep = _encoded(Image.fromarray(GRADIENT[..., 0].astype(dtype)), "tiff")
+  with pytest.raises(errors.UserError, match=r"deep.tiff is not .*32 bits"):
+    records.checked_image(deep, "deep.tiff")
 
 
 def test_no_augmentation_is_resize():

@@ -21,8 +21,8 @@ def _questions(split):
   ]
 
 
-def _place(split, photo):
-  return f"{split}2014/COCO_{split}2014_{photo:012d}.jpg"
+def _place(split, photo, year=2014):
+  return f"{split}{year}/COCO_{split}{year}_{photo:012d}.jpg"
 
 
 def _photos(folder):
@@ -115,6 +115,50 @@ def test_visual_genome_is_trained_on_alone(tmp_path):
   one = splits["train"]["vg-10"]
   assert one["answers"] == ["a cat"]
   assert one["weight"] == pytest.approx(0.2)
+
+
+def _test(folder, name, row, photos=(31, 30)):
+  """Test questions, two about each photo, and the photos."""
+  rows = [
+    {"question_id": 10 * photo + i, "question": "Who?", **row(photo)}
+    for photo in photos
+    for i in range(PER_PHOTO)
+  ]
+  content = {"questions": rows} if "mscoco" in name else rows
+  (folder / name).write_text(json.dumps(content))
+  for photo in photos:
+    path = folder / _place("test", photo, 2015)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(conftest.jpeg(photo))
+
+
+def test_test_questions_have_no_answers_and_are_not_prepared(tmp_path):
+  _photos(tmp_path)
+  _official(tmp_path)
+  before = vqa2.Vqa2.source_fingerprint(tmp_path)
+  assert set(_open(tmp_path)) == {"train", "select", "val"}
+  official = "v2_OpenEnded_mscoco_{}2015_questions.json"
+  _test(tmp_path, official.format("test"), lambda n: {"image_id": n})
+  _test(tmp_path, official.format("test-dev"), lambda n: {"image_id": n}, [30])
+  # What trains and chooses is the same, and nothing is stored anew.
+  assert vqa2.Vqa2.source_fingerprint(tmp_path) == before
+  splits = _open(tmp_path)
+  found = {name: _examples(splits[name]) for name in ("test", "test-dev")}
+  # In the order of the file; those of test-dev are among them.
+  assert list(found["test"]) == ["310", "311", "300", "301"]
+  assert found["test-dev"].keys() == {"300", "301"}
+  one = found["test"]["311"]
+  assert one["image"] == conftest.jpeg(31) and one["captions"] == ["who?"]
+  assert "answers" not in one
+  assert splits["test"].answers == splits["val"].answers != ()
+  for file in tmp_path.glob("*2015*.json"):
+    file.unlink()
+  row = lambda n: {"image": _place("test", n, 2015)}  # noqa: E731
+  _test(tmp_path, "vqa_test.json", row)
+  assert list(_examples(_open(tmp_path)["test"])) == list(found["test"])
+  (tmp_path / _place("test", 30, 2015)).unlink()
+  with pytest.raises(errors.UserError, match="1 photos .* first test2015/COCO"):
+    _open(tmp_path)
 
 
 def test_questions_are_cleaned_as_blips_authors_do():

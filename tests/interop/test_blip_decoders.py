@@ -28,11 +28,11 @@ KINDS = {
 LOSSES = {"caption": caption.loss, "vqa": vqa.loss}
 
 
-def build(task):
-  """A small random model of transformers."""
+def build(task, width=None):
+  """A small random model of transformers, with text towers of a width."""
   config = transformers.BlipConfig(
     text_config={
-      "hidden_size": WIDTH[task],
+      "hidden_size": width or WIDTH[task],
       "encoder_hidden_size": 24,
       "intermediate_size": 36,
       "num_hidden_layers": 2,
@@ -51,10 +51,15 @@ def build(task):
       "num_attention_heads": 3,
       "image_size": 32,
       "patch_size": 8,
+      "layer_norm_eps": 1e-6,
     },
   )
   config._attn_implementation = "eager"
   built = getattr(transformers, KINDS[task])(config)
+  if task == "vqa":
+    # The answer reads questions, whose width transformers takes for images'.
+    config.text_config.encoder_hidden_size = config.text_config.hidden_size
+    built.text_decoder = type(built.text_decoder)(config.text_config)
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():
     for name, value in built.named_parameters():
@@ -151,11 +156,8 @@ def _loss(model, task, batch):
   return (losses * torch.tensor(batch["answer_weight"])).sum() / len(ids)
 
 
-def test_it_equals_torch_layer_by_layer(case):
-  task, model, folder, batch = case
-  loaded = comp_jax.load(folder)
-  assert loaded.spec.family == task
-  assert spec_json.from_dict(spec_json.to_dict(loaded.spec)) == loaded.spec
+def _equals_torch(loaded, model, task, batch):
+  """Logits to 1e-4, every layer's states to 1e-5."""
   output, _, hidden = jax.jit(families.traced, static_argnums=0)(
     loaded.spec, loaded.params, batch, None
   )
@@ -172,6 +174,27 @@ def test_it_equals_torch_layer_by_layer(case):
       np.testing.assert_allclose(
         ours[real], expected.numpy()[real], rtol=0, atol=1e-5
       )
+
+
+def test_it_equals_torch_layer_by_layer(case):
+  task, model, folder, batch = case
+  loaded = comp_jax.load(folder)
+  assert loaded.spec.family == task
+  assert spec_json.from_dict(spec_json.to_dict(loaded.spec)) == loaded.spec
+  _equals_torch(loaded, model, task, batch)
+
+
+def test_questions_may_be_narrower_than_images(tmp_path):
+  """As beside a ViT-L: the question reads 24 channels, the answer 16."""
+  model = build("vqa", width=16)
+  torch.save({"model": _authors(model)}, tmp_path / "model_large_vqa.pth")
+  loaded = comp_jax.load(tmp_path / "model_large_vqa.pth", heads=(3, 4))
+  widths = [
+    getattr(loaded.spec, tower).encoder.source_width
+    for tower in ("text", "answer")
+  ]
+  assert widths == [24, 16]
+  _equals_torch(loaded, model, "vqa", batch_of("vqa"))
 
 
 def test_losses_and_gradients_equal_torchs(case):

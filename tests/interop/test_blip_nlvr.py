@@ -1,5 +1,7 @@
 """BLIP for NLVR2 against PyTorch, layer by layer; its costs at full size."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,14 @@ import comp_jax
 from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
-from comp_jax.interop import blip, load
+from comp_jax.interop import blip, blip_towers, load
 from comp_jax.models import families, presets, spec_json, towers
 from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from tests.interop import torch_nlvr  # noqa: E402
 
+# Beside a ViT-L the text tower is both narrower and shallower.
 SIZES = {
   "size": 32,
   "patch": 8,
@@ -23,7 +26,7 @@ SIZES = {
   "text": (16, 4, 36),
   "vocab": kit.VOCAB,
   "length": kit.LENGTH,
-  "depth": 2,
+  "depth": (3, 2),
 }
 
 
@@ -142,7 +145,7 @@ def test_zero_mask_equals_sliced_out_with_both_cross_attentions(loaded, batch):
   )
   counts = {t: np.asarray(aux[t]["counts"], np.int64) for t in aux}
   # Each image counts for itself.
-  assert counts["vision"].shape == (6, 3)
+  assert counts["vision"].shape == (6, 4)
   traced = families.macs(spec, masks, jax.tree.map(jnp.asarray, counts))
   exact = families.macs(small, None, counts)
   np.testing.assert_allclose(traced, exact, rtol=1e-6)
@@ -218,8 +221,36 @@ def test_published_size_and_cost():
   assert round(total / 1e9, 4) == 132.5407
 
 
+def test_the_authors_vit_l_is_read_from_its_shapes():
+  """At full size, without any weights: [24, 12] layers, heads 64 wide."""
+  with torch.device("meta"):
+    model = torch_nlvr.BlipNlvr(
+      size=384,
+      patch=16,
+      vision=(1024, 16, 4096),
+      text=(768, 12, 3072),
+      vocab=presets.BLIP_WORDS,
+      length=512,
+      depth=(24, 12),
+    )
+  shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+  spec = presets.spec("blip_nlvr_large")
+  assert families.params_count(spec) == sum(map(math.prod, shapes.values()))
+  arrays = {k: np.broadcast_to(np.float32(0), v) for k, v in shapes.items()}
+  vision, [text] = blip_towers.read_specs(
+    arrays,
+    "model_large_nlvr.pth",
+    {blip_towers.ENCODER: blip_towers.TWO_CROSSES},
+    heads=None,
+    norm_eps=(1e-6, 1e-12),
+    image_size=None,
+  )
+  assert vision == spec.vision
+  assert text["encoder"] == spec.text.encoder
+
+
 def test_a_matching_model_is_not_taken_for_nlvr(model, tmp_path):
   torch.save({"model": model.state_dict()}, tmp_path / "m.pth")
   assert load.load(tmp_path / "m.pth", heads=(3, 4)).spec.family == "nlvr"
-  with pytest.raises(comp_jax.errors.UserError, match="itm_head"):
+  with pytest.raises(comp_jax.errors.UserError, match="a BLIP for nlvr"):
     load.load(tmp_path / "m.pth", task="matching", heads=(3, 4))

@@ -231,6 +231,32 @@ def test_what_is_no_clip_is_refused(tmp_path):
     load.load(tmp_path, task="poetry")
 
 
+def test_a_file_that_asks_for_more_than_it_holds_is_refused(tmp_path):
+  """A few bytes that would become terabytes; a rank that no size is read of."""
+  whole = torch.zeros(4)
+  torch.save({"x": whole.expand(10**6, 10**6, 4)}, tmp_path / "wide.pth")
+  with pytest.raises(errors.UserError, match="larger than its storage"):
+    load.load(tmp_path / "wide.pth")
+  arrays = {
+    "token_embedding.weight": torch.zeros(9, 8),
+    "visual.conv1.weight": torch.zeros(8, 3),
+    "visual.positional_embedding": torch.zeros(5, 8),
+    "positional_embedding": torch.zeros(7, 8),
+    "visual.proj": torch.zeros(8, 4),
+  }
+  for change, message in (
+    ({}, r"visual.conv1.weight has shape \(8, 3\), not 4 axes"),
+    ({"visual.conv1.weight": torch.zeros(8, 3, 4, 4)}, "no layers, it lacks"),
+  ):
+    torch.save({**arrays, **change}, tmp_path / "x.pth")
+    with pytest.raises(errors.UserError, match=message):
+      load.load(tmp_path / "x.pth", heads=(1, 1))
+  (tmp_path / "config.json").write_text('{"vision_config": 3}')
+  torch.save(arrays, tmp_path / "pytorch_model.bin")
+  with pytest.raises(errors.UserError, match="vision_config and text_config"):
+    load.load(tmp_path)
+
+
 @pytest.mark.parametrize(
   ("name", "params", "macs"),
   [

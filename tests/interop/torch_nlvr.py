@@ -158,13 +158,16 @@ class Text(nn.Module):
 
 
 class BlipNlvr(nn.Module):
-  """Images as PyTorch has them: all first ones, then all second ones."""
+  """Images as PyTorch has them: all first ones, then all second ones.
+
+  `vision` and `text` are width, heads and neurons; `depth` is of both.
+  """
 
   def __init__(self, *, size, patch, vision, text, vocab, length, depth):
     super().__init__()
-    self.visual_encoder = Vit(size, patch, vision[0], depth, *vision[1:])
+    self.visual_encoder = Vit(size, patch, vision[0], depth[0], *vision[1:])
     self.text_encoder = Text(
-      vocab, length, text[0], vision[0], depth, *text[1:]
+      vocab, length, text[0], vision[0], depth[1], *text[1:]
     )
     self.cls_head = nn.Sequential(
       nn.Linear(text[0], text[0]), nn.ReLU(), nn.Linear(text[0], 2)

@@ -91,17 +91,16 @@ def test_compacted_checks_its_layers():
 
 def test_presets_by_name():
   clips = {"clip_b32", "clip_b16", "clip_l14", "clip_l14_336"}
+  blips = {f"blip_{family}" for family in ("matching", "nlvr", "retrieval")}
+  blips |= {"blip_caption", "blip_vqa"}
   assert set(presets.NAMES) == {
     "tiny",
     "dinov2_s14_minilm",
     "dinov2_s14_minilm_itm",
     "tiny_nlvr",
     "tiny_vqa",
-    "blip_matching",
-    "blip_nlvr",
-    "blip_retrieval",
-    "blip_caption",
-    "blip_vqa",
+    *blips,
+    *(f"{name}_large" for name in blips),
     *clips,
   }
   tiny = presets.spec(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -208,6 +209,36 @@ def test_each_question_gets_an_answer(questions, captions):
   c.model.image_size = 32
   with pytest.raises(errors.UserError, match="image_size is 32, .* 16 pixels"):
     answers.answers(c, loaded, "val")
+
+
+def test_questions_of_the_server_are_answered_and_never_scored(
+  questions, data_dir, tmp_path
+):
+  folder = tmp_path / "vqa"
+  shutil.copytree(data_dir, folder)
+  c = questions.copy_and_resolve_references()
+  c.task.rank, c.data.dir = 4, str(folder)
+  loaded = store.load(c.checkpoint)
+  with pytest.raises(errors.UserError, match=r"no split 'test'.* vqa_test.js"):
+    answers.answers(c, loaded, "test")
+  rows = [
+    {"question_id": 90 + n, "image": f"{n}.jpg", "question": "What?"}
+    for n in range(11)
+  ]
+  (folder / "vqa_test.json").write_text(json.dumps(rows))
+  found = answers.answers(c, loaded, "test")
+  assert list(found) == [str(row["question_id"]) for row in rows]
+  known = sources.open_source("vqa2", dir=str(folder))["train"].answers
+  assert set(found.values()) <= set(known)
+  for rank in (0, 4):
+    c.task.rank, c.data.report_splits = rank, ("val", "test")
+    with pytest.raises(errors.UserError, match="test of vqa2 has no answers"):
+      prepare.prepare(c)
+  c.data.report_splits = ("val",)
+  whole = (folder / "7.jpg").read_bytes()
+  (folder / "7.jpg").write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(errors.UserError, match="example 97: its picture cannot"):
+    answers.answers(c, loaded, "test")
 
 
 def test_captions_are_trained_and_scored(

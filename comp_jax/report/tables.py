@@ -161,6 +161,13 @@ def notes(report: schema.Report) -> list[str]:
     f"the target was {text.quantity(macs['target'], dense)} "
     f"({text.removed(macs['target'], dense)} removed)."
   ]
+  warmup = [row for row in report["stages"] if row["mode"] == "warmup"]
+  if warmup:
+    lines.append(
+      "Training alone, in the warm-up, took the selection metric from "
+      f"{text.number(warmup[0]['metric_before'])} to "
+      f"{text.number(warmup[-1]['metric'])}."
+    )
   masked, target = macs.get("masked"), macs.get("target")
   if masked is not None and target is not None and masked > 1.005 * target:
     lines.append(

@@ -18,6 +18,8 @@ from comp_jax.train import state as state_lib
 # Above the target by less than this fraction of dense, the search has arrived:
 # `settle` removes the rest.
 ARRIVED = 2e-3
+# Training alone may lose this part of the metric before somebody is told.
+HARM = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,8 @@ def search(
       progress.update(
         index + 1, mode=row["mode"], macs=row["macs"], metric=row["metric"]
       )
+      if index + 1 == plan.warmup_stages and (harm := harmful(history)):
+        progress.note(harm)
       if stop:
         checkpoints.wait()
         raise fit.Interrupted("pruning")
@@ -198,6 +202,21 @@ def finished(history: Sequence[Mapping], target: float) -> bool:
   last = history[-1]
   arrived = last["macs_fraction"] <= target + ARRIVED
   return arrived or last["mode"] == "none"
+
+
+def harmful(warmup: Sequence[Mapping]) -> str:
+  """What to tell where the warm-up, which prunes nothing, lost metric.
+
+  At a rate that undoes the dense model's own training, Eq. 8 measures the
+  training, and no recipe is worth its name.
+  """
+  before, after = warmup[0]["metric_before"], warmup[-1]["metric"]
+  if before - after <= HARM * abs(before):
+    return ""
+  return (
+    f"training without pruning took the select metric from {before:.4g} to "
+    f"{after:.4g}: config.prune.learning_rate may be too high for this model"
+  )
 
 
 def stage_row(

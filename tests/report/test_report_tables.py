@@ -50,6 +50,7 @@ def test_notes_tell_the_cost_of_static_counts(report):
   notes = " ".join(tables.notes(report))
   assert "T2I R@10 0.287 against 0.290 (−0.003)" in notes
   assert "convention “inference”" in notes
+  assert "Training alone, in the warm-up, took the selection metric" in notes
   assert "stage_step 1" in notes
   assert "Time on 1 x cpu: prune 151.2 s" in notes
   assert "did not reach" not in notes

@@ -126,3 +126,30 @@ def test_a_checkpoint_with_nan_is_named(tmp_path):
   params["vision"]["cls_token"] = params["vision"]["cls_token"] * jnp.nan
   with pytest.raises(errors.UserError, match="not finite"):
     run(tmp_path, params=params)
+
+
+@pytest.mark.parametrize(
+  ("metrics_", "told"),
+  [
+    ((-1.87, -1.9, -1.91), ""),
+    ((-1.87, -1.9, -2.31), "from -1.87 to -2.31"),
+    ((0.5, 0.55, 0.44), "from 0.5 to 0.44"),
+    ((-1.87, -2.31, -1.8), ""),
+  ],
+)
+def test_a_warm_up_that_harms_is_told(metrics_, told):
+  before, middle, after = metrics_
+  warmup = [
+    {"metric_before": before, "metric": middle},
+    {"metric_before": middle, "metric": after},
+  ]
+  said = search.harmful(warmup)
+  assert told in said and bool(said) == bool(told)
+
+
+def test_the_loop_says_that_its_rate_is_too_high(tmp_path, capsys, monkeypatch):
+  # A random model has nothing to lose: told at once.
+  monkeypatch.setattr(search, "HARM", -1.0)
+  run(tmp_path)
+  said = capsys.readouterr().out
+  assert said.count("learning_rate may be too high") == 1

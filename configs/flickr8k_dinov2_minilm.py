@@ -43,7 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.max_stages = 11
   c.prune.stage_steps = 4
   c.prune.batch_size = 32
-  c.prune.learning_rate = 5e-5
+  # At the 5e-5 of dense training four steps without any pruning take the
+  # metric on `select` from -1.87 to -2.31, at 1e-5 to -1.91.
+  c.prune.learning_rate = 1e-5
   c.prune.validation = 128
   c.prune.validation_chunk = 64
   c.prune.calibration = 16
@@ -54,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetune.chunk = 10
   c.finetune.batch_size = 48
   c.finetune.warmup = 10
-  c.finetune.learning_rate = 1e-4
+  c.finetune.learning_rate = 5e-5
   c.train.steps = 180
   c.train.chunk = 20
   c.train.batch_size = 48

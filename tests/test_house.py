@@ -91,6 +91,15 @@ def test_core_knows_neither_flax_nor_files(path):
   assert "jax.devices" not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("room", ["core", "models", "tasks", "recipes"])
+def test_pure_rooms_touch_no_files(room):
+  for path in sorted((PACKAGE / room).glob("*.py")):
+    imported = _imports(path)
+    assert not {n.split(".")[0] for n in imported} & {"os", "pathlib"}, path
+    assert not any(n.startswith("comp_jax.interop") for n in imported), path
+    assert "open(" not in path.read_text(encoding="utf-8"), path
+
+
 def test_no_module_grows_too_large():
   large = {
     str(p.relative_to(ROOT)): n

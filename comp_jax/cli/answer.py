@@ -6,7 +6,6 @@ import pathlib
 from comp_jax import errors
 from comp_jax.cli import shell
 from comp_jax.interop import load as load_lib
-from comp_jax.tasks import vqa_score
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -35,5 +34,5 @@ def run(arguments: argparse.Namespace) -> None:
   inner = pathlib.Path(arguments.model) / "model"
   loaded = load_lib.load(str(inner) if inner.is_dir() else arguments.model)
   found = answers.answers(config, loaded, arguments.split)
-  vqa_score.write_results(arguments.to, found)
+  answers.write(arguments.to, found)
   print(f"{len(found)} answers: {arguments.to}")

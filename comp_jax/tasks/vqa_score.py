@@ -6,14 +6,8 @@ no articles, no punctuation, apostrophes where contractions have them. The
 words and marks are those of the official evaluation code.
 """
 
-import json
-import os
-import pathlib
 import re
-from collections.abc import Mapping, Sequence
-
-from comp_jax import errors
-from comp_jax.interop import atomic
+from collections.abc import Sequence
 
 # Found with any one of their apostrophes left out.
 _CONTRACTIONS = """
@@ -75,27 +69,3 @@ def accuracy(answer: str, annotators: Sequence[str]) -> float:
   agree = [each == answer for each in annotators]
   scores = [min(1.0, (sum(agree) - own) / _ENOUGH) for own in agree]
   return sum(scores) / len(scores)
-
-
-def write_results(path: str | os.PathLike, answers: Mapping[str, str]) -> None:
-  """Writes the file that the evaluation server takes.
-
-  Args:
-    path: a .json file.
-    answers: question id -> answer. An id of digits is written as a number.
-
-  Raises:
-    UserError: the file cannot be written.
-  """
-  path = pathlib.Path(path)
-  rows = [
-    {"question_id": int(key) if key.isdigit() else key, "answer": answer}
-    for key, answer in answers.items()
-  ]
-  try:
-    with atomic.replacing(path) as temporary:
-      temporary.write_text(json.dumps(rows), encoding="utf-8")
-  except OSError as error:
-    raise errors.UserError(
-      f"{path}: cannot write the results ({error.strerror or error})"
-    ) from error

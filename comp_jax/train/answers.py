@@ -1,10 +1,15 @@
-"""A model's answers to the questions of a split."""
+"""A model's answers to the questions of a split, and their file."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
 
 import ml_collections
 
 from comp_jax import errors
 from comp_jax.data import tokenizers
-from comp_jax.interop import store
+from comp_jax.interop import atomic, store
 from comp_jax.tasks import task as task_lib
 from comp_jax.tasks import vqa
 from comp_jax.train import inputs, setup
@@ -48,3 +53,27 @@ def answers(
   answering = vqa.answers(task_lib.Options(**config.task.to_dict()))
   ids = (example["id"] for example in batches.examples())
   return dict(zip(ids, answering(predict, batches), strict=True))
+
+
+def write(path: str | os.PathLike, found: Mapping[str, str]) -> None:
+  """Writes the file that the evaluation server takes.
+
+  Args:
+    path: a .json file.
+    found: question id -> answer. An id of digits is written as a number.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  path = pathlib.Path(path)
+  rows = [
+    {"question_id": int(key) if key.isdigit() else key, "answer": answer}
+    for key, answer in found.items()
+  ]
+  try:
+    with atomic.replacing(path) as temporary:
+      temporary.write_text(json.dumps(rows), encoding="utf-8")
+  except OSError as error:
+    raise errors.UserError(
+      f"{path}: cannot write the results ({error.strerror or error})"
+    ) from error

@@ -1,7 +1,6 @@
 """Question answering and captioning: losses, ranking, the official accuracy."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comp_jax import errors
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.data import pipelines, tokenizers
 from comp_jax.tasks import caption, caption_score, task, vqa, vqa_score
@@ -198,15 +196,3 @@ def test_answers_are_chosen_among_those_of_train():
       shared, batches.tokenizer.encode(Source.answers[:3], 4), strict=True
     ):
       np.testing.assert_array_equal(array, expected)
-
-
-def test_the_result_file_has_the_servers_format(tmp_path):
-  path = tmp_path / "results.json"
-  vqa_score.write_results(path, {"3": "yes", "7": "2", "vg-1": "no"})
-  assert json.loads(path.read_text()) == [
-    {"question_id": 3, "answer": "yes"},
-    {"question_id": 7, "answer": "2"},
-    {"question_id": "vg-1", "answer": "no"},
-  ]
-  with pytest.raises(errors.UserError, match="cannot write"):
-    vqa_score.write_results(tmp_path / "nowhere" / "results.json", {"1": "no"})

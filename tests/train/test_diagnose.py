@@ -171,8 +171,13 @@ def test_influence_is_what_removing_one_unit_moves(model):
     assert ours > 0
 
 
-def test_damage_is_what_the_search_would_mark_and_validate(model):
+def test_damage_is_what_the_search_would_mark_and_validate(model, monkeypatch):
   _, stage, params, _ = model
+  # Each costs a compilation.
+  names = ("Wanda, CIP", "Wanda", "magnitude")
+  scores = {name: diagnose.SCORES[name] for name in names}
+  monkeypatch.setattr(diagnose, "SCORES", scores)
+  monkeypatch.setattr(diagnose, "STANDARDISATIONS", ("z_layer", "layer_mean"))
   batches, select = next(kit.batches(0)), kit.select()
   shares = (0.0, 0.1)
   found = diagnose.damage(

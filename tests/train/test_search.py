@@ -84,7 +84,11 @@ def test_the_whole_search_compiles_its_stage_once(whole):
   assert whole.stages == 5
 
 
-def test_the_number_of_devices_changes_no_choice(whole, tmp_path):
+def test_the_number_of_devices_changes_no_choice(
+  whole, tmp_path, capsys, monkeypatch
+):
+  # Beside it: a random model has nothing to lose, so harm is told at once.
+  monkeypatch.setattr(search, "HARM", -1.0)
   other = run(tmp_path, devices=8)
   assert [row["mode"] for row in other.history] == [
     row["mode"] for row in whole.history
@@ -97,6 +101,8 @@ def test_the_number_of_devices_changes_no_choice(whole, tmp_path):
   )
   first, same = other.history[0], whole.history[0]
   assert first["loss"] == pytest.approx(same["loss"], abs=1e-5)
+  said = capsys.readouterr().out
+  assert said.count("learning_rate may be too high") == 1
 
 
 def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):
@@ -145,11 +151,3 @@ def test_a_warm_up_that_harms_is_told(metrics_, told):
   ]
   said = search.harmful(warmup)
   assert told in said and bool(said) == bool(told)
-
-
-def test_the_loop_says_that_its_rate_is_too_high(tmp_path, capsys, monkeypatch):
-  # A random model has nothing to lose: told at once.
-  monkeypatch.setattr(search, "HARM", -1.0)
-  run(tmp_path)
-  said = capsys.readouterr().out
-  assert said.count("learning_rate may be too high") == 1

@@ -246,11 +246,9 @@ def _damage(arguments: argparse.Namespace) -> None:
   from comp_jax.train import diagnose
 
   shares = tuple(arguments.removed)
-  if not all(0 < share < 1 for share in shares):
+  if wrong := [share for share in shares if not 0 < share < 1]:
     raise errors.UserError(
-      f"--removed must be between 0 and 1, not {min(shares):g}"
-      if min(shares) <= 0
-      else f"--removed must be between 0 and 1, not {max(shares):g}"
+      f"--removed must be between 0 and 1, not {wrong[0]:g}"
     )
   job = _job(arguments)
   known = job.stage.prunable.param_modes

@@ -90,7 +90,10 @@ def compare(
   metric: str | None = None,
   reference: str = "comp",
 ) -> tuple[Comparison, list[runs.LeftOut]]:
-  """Methods on one model, and the runs that lack the metric.
+  """Methods on one model, and the runs left out.
+
+  Those lack the metric, or their outcomes cannot be read or are not those of
+  their report.
 
   Args:
     members: runs of one model and config.
@@ -99,8 +102,7 @@ def compare(
     reference: the method that differences are taken from.
 
   Raises:
-    UserError: no run has the metric on the split, or the outcomes of a run
-      cannot be read or are not those of its report.
+    UserError: no run has the metric on the split.
   """
   first = members[0].report
   split = split or tables.main_split(first)
@@ -116,10 +118,16 @@ def compare(
       reason = f"no fine-tuned {metric} on {split}"
       left_out.append(runs.LeftOut(path=run.path, reason=reason))
       continue
+    try:
+      row = _row(run, split, metric, rows["finetuned"])
+    except errors.UserError as error:
+      # One damaged file must not hide what all others found.
+      left_out.append(runs.LeftOut(path=run.path, reason=str(error)))
+      continue
     if rows["dense"] is not None:
       dense.append(rows["dense"])
     method, ratio, seed = run.key
-    found[ratio, method][seed] = _row(run, split, metric, rows["finetuned"])
+    found[ratio, method][seed] = row
     macs[ratio, method].append(run.report["macs"]["final"])
   if not found:
     raise errors.UserError(
@@ -168,7 +176,7 @@ def _row(
     return np.array([value], float)
   if abs(row.mean() - value) > _ROUNDING:
     raise errors.UserError(
-      f"{run.path}: its outcomes make a {metric} of {row.mean():.6g} on "
+      f"its outcomes make a {metric} of {row.mean():.6g} on "
       f"{split}, its report has {value:.6g}; they are of different runs"
     )
   return row

@@ -277,11 +277,19 @@ def test_one_seed_has_an_interval_over_examples(kept):
   assert rows[0]["difference_over"] == ""
 
 
-def test_outcomes_of_another_run_are_refused(kept, capsys):
+def test_outcomes_that_do_not_fit_leave_their_run_out(kept, capsys):
   found = (kept / "comp0" / examples.NAME).read_bytes()
   (kept / "uniform0" / examples.NAME).write_bytes(found)
-  assert verbs.main(["compare", str(kept), "--split", "test"]) == 2
-  assert "uniform0: its outcomes make a t2i_r10" in capsys.readouterr().err
+  (kept / "uniform1" / examples.NAME).write_bytes(found[: len(found) // 2])
+  assert verbs.main(["compare", str(kept), "--split", "test"]) == 0
+  said = " ".join(capsys.readouterr().out.split())
+  assert "uniform0: its outcomes make a t2i_r10" in said
+  assert "uniform1: cannot read the outcomes" in said
+  (members,) = runs.gather([kept])[0].values()
+  result, left_out = comparison.compare(members, split="test")
+  assert [run.path.name for run in left_out] == ["uniform0", "uniform1"]
+  (uniform,) = [cell for cell in result.cells if cell.method == "uniform"]
+  assert uniform.seeds == (2,)
 
 
 def test_a_metric_that_no_run_has_is_refused(folder):

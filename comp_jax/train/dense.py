@@ -35,29 +35,30 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     UserError: a mistake in the config, the data or the workdir.
     fit.Interrupted: a signal; run again to go on.
   """
+  # Devices first: a batch that does not fit them needs no data to be told.
+  mesh, placement = setup.mesh_and_rules(
+    config,
+    {
+      "train.batch_size": (
+        config.train.batch_size,
+        config.train.microbatches,
+      ),
+      "evaluate.batch_size": (config.evaluate.batch_size, 1),
+    },
+  )
+
+  # Data and model.
+  data, spec, task, params = _start(config)
+  rules = rates.check(config.train.rates, params)
+  objective = step_lib.Objective(
+    prunable=rates.freezing(families.prunable(spec), rules),
+    loss=task.loss,
+    microbatches=config.train.microbatches,
+    memory=task.memory(spec),
+  )
+
+  # A mistake above leaves no workdir behind.
   with workdir_lib.claim(workdir, setup.plain(config)):
-    # Devices first: a batch that does not fit them needs no data to be told.
-    mesh, placement = setup.mesh_and_rules(
-      config,
-      {
-        "train.batch_size": (
-          config.train.batch_size,
-          config.train.microbatches,
-        ),
-        "evaluate.batch_size": (config.evaluate.batch_size, 1),
-      },
-    )
-
-    # Data and model.
-    data, spec, task, params = _start(config)
-    rules = rates.check(config.train.rates, params)
-    objective = step_lib.Objective(
-      prunable=rates.freezing(families.prunable(spec), rules),
-      loss=task.loss,
-      microbatches=config.train.microbatches,
-      memory=task.memory(spec),
-    )
-
     # Training.
     schedule = dataclasses.replace(setup.schedule(config.train), rates=rules)
     with (

@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Whole modules, which share what is slow to make, in the order of conftest.py.
+TWO := -n 2 --dist loadscope --no-loadscope-reorder
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
 .PHONY: demo test test-slow pretrained clean
 
@@ -13,11 +15,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tested
 	$(BIN)/ruff check comp_jax configs tests benchmarks *.py
 	$(BIN)/ruff format --check comp_jax configs tests benchmarks *.py
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest $(TWO)
 
 # What `make test` leaves out for its length.
 test-slow: $(VENV)/.tested
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest $(TWO) -m slow
 
 pretrained: $(VENV)/.pretrained
 

@@ -42,3 +42,8 @@ _checker.check = beartype.beartype(
 )
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook("comp_jax", f"{_checker.__name__}.check")
+
+
+def pytest_collection_modifyitems(items):
+  """The long modules first: no worker is left alone with one at the end."""
+  items.sort(key=lambda item: item.path.parent.name not in ("train", "cli"))

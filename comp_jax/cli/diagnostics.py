@@ -1,4 +1,4 @@
-"""`inspect stages`, `overlap`, `ranks`, `influence`, `damage`.
+"""`inspect stages`, `overlap`, `ranks`, `influence`, `damage`, `choice`.
 
 How pruning works: the paper's figures that are not about results, and what
 scores are worth.
@@ -6,6 +6,7 @@ scores are worth.
 
 import argparse
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -110,6 +111,21 @@ def add(what: argparse._SubParsersAction) -> None:
     help="of the dense MACs (0.05 0.1 0.2)",
   )
   damage.set_defaults(run=_damage)
+  choice = what.add_parser(
+    "choice",
+    help="which mode would be pruned first if fewer examples were validated",
+  )
+  _add_model(choice, examples=512, whole="validated in chunks")
+  _add_recipe(choice)
+  choice.add_argument(
+    "--sizes",
+    type=int,
+    nargs="+",
+    metavar="EXAMPLES",
+    help="of the subsets, in whole chunks (one chunk, doubled up to half of "
+    "the examples)",
+  )
+  choice.set_defaults(run=_choice)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +134,11 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(
+  parser: argparse.ArgumentParser,
+  examples: int = 64,
+  whole: str = "one batch",
+) -> None:
   parser.add_argument(
     "--model",
     help="dense model: its folder or file, or the workdir of train.py (the "
@@ -128,8 +148,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--examples",
     type=int,
-    default=64,
-    help="examples of `select` to measure on, one batch (%(default)s)",
+    default=examples,
+    help=f"examples of `select` to measure on, {whole} (%(default)s)",
   )
   _add_out(parser)
 
@@ -140,7 +160,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def _job(arguments: argparse.Namespace):
+def _job(arguments: argparse.Namespace, one_batch: bool = True):
   """The pruning job of a model, on as many examples as asked."""
   from comp_jax.train import prepare
 
@@ -155,9 +175,9 @@ def _job(arguments: argparse.Namespace):
     config.checkpoint = str(inner if inner.is_dir() else path)
   if getattr(arguments, "recipe", None):
     config.recipe.name = arguments.recipe
-  # A single chunk: all examples are one batch.
   config.prune.validation = arguments.examples
-  config.prune.validation_chunk = arguments.examples
+  if one_batch:
+    config.prune.validation_chunk = arguments.examples
   try:
     return prepare.prepare(config)
   except errors.UserError as error:
@@ -257,14 +277,10 @@ def _damage(arguments: argparse.Namespace) -> None:
       f"--mode {arguments.mode}: the modes that remove units are "
       f"{', '.join(known)}"
     )
-  prune = job.config.prune
-  source = job.data.train(prune.batch_size, prune.stage_steps)(0)
-  batches = next(source)
-  source.close()
   found = diagnose.damage(
     job.stage,
     job.dense.params,
-    batches,
+    _training(job),
     job.select,
     arguments.mode,
     shares,
@@ -272,16 +288,66 @@ def _damage(arguments: argparse.Namespace) -> None:
   options = {
     "mode": arguments.mode,
     "removed": shares,
-    "metric": prune.metric,
-    "scores over": f"{prune.stage_steps} batches of {prune.batch_size}",
+    **_scored(job),
   }
   part = measures.damage(found, shares, arguments.mode)
   _show_measured(arguments, job, part, options, found)
 
 
+def _choice(arguments: argparse.Namespace) -> None:
+  """Prints what fewer validation examples would choose."""
+  from comp_jax.train import diagnose
+
+  job = _job(arguments, one_batch=False)
+  chunks, chunk = jax.tree.leaves(job.select)[0].shape[:2]
+  sizes = arguments.sizes
+  if sizes is None:
+    sizes = [chunk * 2**i for i in range(chunks.bit_length() - 1)]
+  if not sizes or any(
+    size < chunk or size % chunk or size > chunks * chunk // 2 for size in sizes
+  ):
+    raise errors.UserError(
+      f"--sizes must be multiples of config.prune.validation_chunk ({chunk}) "
+      f"up to half of the {chunks * chunk} examples: each is compared over two "
+      "subsets or more"
+    )
+  found = diagnose.choices(
+    job.stage,
+    job.dense.params,
+    _training(job),
+    job.select,
+    [size // chunk for size in sizes],
+  )
+  options = {
+    "recipe": job.stage.recipe.name,
+    "in chunks of": chunk,
+    **_scored(job),
+  }
+  part = measures.choices(found, chunk)
+  _show_measured(arguments, job, part, options, found)
+
+
+def _training(job) -> Mapping[str, Any]:
+  """The training batches [t, b, ...] of the first stage."""
+  prune = job.config.prune
+  source = job.data.train(prune.batch_size, prune.stage_steps)(0)
+  batches = next(source)
+  source.close()
+  return batches
+
+
+def _scored(job) -> dict[str, str]:
+  """What units and modes are compared by."""
+  prune = job.config.prune
+  return {
+    "metric": prune.metric,
+    "scores over": f"{prune.stage_steps} batches of {prune.batch_size}",
+  }
+
+
 def _show_measured(arguments, job, part, options, found) -> None:
   """Prints and writes a measure, and what it was measured on."""
-  count = jax.tree.leaves(job.select)[0].shape[1]
+  count = math.prod(jax.tree.leaves(job.select)[0].shape[:2])
   on = {
     "model": job.config.checkpoint,
     "config": arguments.config,

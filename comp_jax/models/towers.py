@@ -1,6 +1,7 @@
 """What all models of a vision tower and of text towers share."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -181,12 +182,16 @@ def prunable(
   dense = is_dense(spec)
   floors = {"min_heads": min_heads, "min_neurons": min_neurons}
 
+  # Jitted, so that a stage that validates, bisects and trains traces it once
+  # for each kind of call.
+  @functools.partial(jax.jit, static_argnums=5)
   def forward(params, batch, masks, probes, policies, estimator):
     return model.apply(
       {"params": params}, batch, masks, probes, policies, estimator
     )
 
   def counts(tower):
+    @jax.jit
     def run(params, batch, masks, policies):
       if tower not in family.alone:
         inputs = {name: batch[name] for name in family.inputs}

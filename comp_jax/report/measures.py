@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from comp_jax.report import panels, section, tables, text
 
 _BLOCKS = {
@@ -223,6 +225,86 @@ def damage(
     notes=(
       "Nothing is trained after units go: a score that looks best here need "
       "not be the one from which training recovers best.",
+    ),
+  )
+
+
+def choices(found: Mapping[str, Any], chunk: int) -> section.Section:
+  """What `diagnose.choices` measured, on chunks of so many examples."""
+  modes, whole = found["modes"], np.array(found["whole"])
+  best = whole.argmin()
+  subsets = {
+    chunk * int(size): np.array(costs)
+    for size, costs in found["subsets"].items()
+  }
+  rows = []
+  for size, costs in subsets.items():
+    chosen = costs.argmin(axis=1)
+    rows.append(
+      (
+        str(size),
+        str(len(costs)),
+        f"{text.number(100 * np.mean(chosen == best), 0)} %",
+        text.number(whole[chosen].mean()),
+        *(
+          f"{text.number(mean)} ± {text.number(spread)}"
+          for mean, spread in zip(
+            costs.mean(axis=0), costs.std(axis=0), strict=True
+          )
+        ),
+      )
+    )
+  rows.append(
+    ("all", "1", "", text.number(whole[best]), *map(text.number, whole))
+  )
+  sizes = list(subsets)
+  return section.Section(
+    title="Choice on fewer examples",
+    figures=(
+      section.Figure(
+        name="choice",
+        caption="Cost of each mode's first stage by the number of validation "
+        "examples it is measured on: the mean, the lowest and the highest "
+        "over disjoint subsets.",
+        alt="Cost of each mode over validation examples",
+        draw=lambda dark: panels.draw(
+          [
+            panels.Panel(
+              title=mode,
+              lines=tuple(
+                panels.Line(
+                  label=label,
+                  x=sizes,
+                  y=[float(of(costs[:, m])) for costs in subsets.values()],
+                )
+                for label, of in (
+                  ("highest", np.max),
+                  ("mean", np.mean),
+                  ("lowest", np.min),
+                )
+              ),
+              level=float(whole[m]),
+            )
+            for m, mode in enumerate(modes)
+          ],
+          x_label="Validation examples",
+          y_label="Cost (Eq. 9)",
+          level_label="all",
+          dark=dark,
+        ),
+      ),
+    ),
+    grids=(
+      tables.Grid(
+        title=f"All examples choose {modes[best]}",
+        columns=("Examples", "Subsets", "Same choice", "Its cost", *modes),
+        rows=tuple(rows),
+      ),
+    ),
+    notes=(
+      "“Its cost”: of what the subsets choose, measured on all examples; the "
+      "last columns: mean ± standard deviation over the subsets. Costs are "
+      "those of a first stage before any training.",
     ),
   )
 

@@ -254,22 +254,13 @@ def damage(
   modes, key = stage.prunable.modes, jax.random.key(0)
   selected = jnp.array([each == mode for each in modes])
   validate = jax.jit(stage.validate)
-  dense, counts = validate(params, stage.ones, stage.off, select)
+  validated = validate(params, stage.ones, stage.off, select)
+  dense, _ = validated
   found = {}
   for name, fields in SCORES.items():
     whole = recipe_lib.Recipe(name=name, **fields)
-    state = state_lib.initial(
-      stage.prunable,
-      params,
-      optax.identity(),
-      None,
-      whole.estimator,
-      counts,
-      dense,
-      seed=0,
-    )
-    gathered = _gathered(stage, params, batches, whole.estimator)
-    state = dataclasses.replace(state, statistics=gathered)
+    scoring = dataclasses.replace(stage, recipe=whole)
+    state = _dense(scoring, params, batches, validated)
     found[name] = {}
     for how in STANDARDISATIONS:
       recipe = dataclasses.replace(whole, standardise=how)
@@ -282,6 +273,75 @@ def damage(
         metrics.append(float(metric))
       found[name][how] = metrics
   return {"dense": float(dense), "metric": found}
+
+
+def choices(
+  stage: stage_lib.Stage,
+  params: Mapping,
+  batches: Mapping,
+  select: Mapping,
+  sizes: Sequence[int],
+) -> dict[str, Any]:
+  """The costs (Eq. 9) of every mode's first stage, measured on less and less.
+
+  What `lookahead` would choose by before the first stage: each mode takes its
+  step, which is validated before any training.
+
+  Args:
+    stage: model, objective and recipe.
+    params: weights of the dense model.
+    batches: training batches [t, b, ...] over which scores are gathered.
+    select: validation examples [chunks, c, ...].
+    sizes: chunks of a subset; as many disjoint subsets as there are.
+
+  Returns:
+    `modes`, `whole`: the costs [m] on all examples, and `subsets`: size in
+    chunks -> costs [n, m] on each subset.
+  """
+  chunks = jax.tree.leaves(select)[0].shape[0]
+  every = jnp.ones(len(stage.prunable.modes), bool)
+  validate = jax.jit(stage.validate)
+  dense = validate(params, stage.ones, stage.off, select)
+  state = _dense(stage, params, batches, dense)
+
+  @jax.jit
+  def costs(state, select):
+    metric, counts = stage.validate(state.params, stage.ones, stage.off, select)
+    # Its texts may be longer than the average of all.
+    macs = stage.macs(stage.ones, counts)
+    state = dataclasses.replace(state, metric=metric, counts=counts, macs=macs)
+    return stage.trial_costs(state, every, select, state.key)
+
+  def of(first, size):
+    part = jax.tree.map(lambda x: x[first : first + size], select)
+    return _plain(costs(state, part))
+
+  return {
+    "modes": list(stage.prunable.modes),
+    "whole": of(0, chunks),
+    "subsets": {
+      size: [of(i, size) for i in range(0, chunks - size + 1, size)]
+      for size in sizes
+    },
+  }
+
+
+def _dense(stage, params, batches, validated) -> state_lib.SearchState:
+  """The state of the dense model with scores over batches [t, b, ...]."""
+  estimator = stage.recipe.estimator
+  metric, counts = validated
+  state = state_lib.initial(
+    stage.prunable,
+    params,
+    optax.identity(),
+    None,
+    estimator,
+    counts,
+    metric,
+    seed=0,
+  )
+  gathered = _gathered(stage, params, batches, estimator)
+  return dataclasses.replace(state, statistics=gathered)
 
 
 def _gathered(stage, params, batches, estimator):

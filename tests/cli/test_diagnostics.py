@@ -6,6 +6,10 @@ import pytest
 
 from comp_jax.cli import verbs
 
+_FOUND = {
+  "damage": {"dense", "metric"},
+  "choice": {"modes", "whole", "subsets"},
+}
 _MODEL = ["--model", "assets/emoji_tiny", "--config", "configs/emoji_tiny.py"]
 
 
@@ -40,22 +44,30 @@ _MODEL = ["--model", "assets/emoji_tiny", "--config", "configs/emoji_tiny.py"]
       "Damage before training",
       marks=pytest.mark.slow,
     ),
+    pytest.param(
+      "choice",
+      ["--sizes", "128", "--recipe", "comp_wanda"],
+      "vision_tokens",
+      "Choice on fewer examples",
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_model_is_measured_and_written(
   tmp_path, capsys, verb, options, said, shown
 ):
   out = tmp_path / "out"
-  command = ["inspect", verb, *_MODEL, "--examples", "8", *options]
+  # Choices are validated in the config's chunks.
+  count = 256 if verb == "choice" else 8
+  command = ["inspect", verb, *_MODEL, "--examples", str(count), *options]
   assert verbs.main([*command, "--out", str(out)]) == 0
   assert said in capsys.readouterr().out
   names = {f"{verb}.html", f"{verb}.json", f"{verb}.svg"}
   assert {path.name for path in out.iterdir()} == names
   written = json.loads((out / f"{verb}.json").read_text())
-  assert written["examples"] == 8
-  assert {name.split("/")[0] for name in written["found"]} == (
-    {"dense", "metric"} if verb == "damage" else {"vision", "text"}
-  )
+  assert written["examples"] == count
+  parts = {name.split("/")[0] for name in written["found"]}
+  assert parts == _FOUND.get(verb, {"vision", "text"})
   assert shown in (out / f"{verb}.html").read_text()
 
 
@@ -70,6 +82,8 @@ def test_a_model_is_measured_and_written(
     ("ranks", ["--recipe", "none"], "recipe must be one of"),
     ("influence", ["--units", "1"], "--units must be 2 or more"),
     ("damage", ["--removed", "0.1", "1"], "--removed must be between 0 and 1"),
+    ("choice", ["--sizes", "64"], "--sizes must be multiples of config.prune"),
+    ("choice", ["--examples", "128"], "--sizes must be multiples of config."),
     ("damage", ["--mode", "vision_tokens"], "vision_params, language_params"),
   ],
 )

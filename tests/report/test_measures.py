@@ -33,6 +33,12 @@ _DAMAGE = {
   },
 }
 
+_CHOICES = {
+  "modes": ["a", "b"],
+  "whole": [2.0, 1.0],
+  "subsets": {1: [[3.0, 1.0], [1.0, 2.0]]},
+}
+
 
 def _rows(part, index=0):
   grid = part.grids[index]
@@ -85,6 +91,16 @@ def test_damage_has_a_table_per_share_and_a_row_per_score():
   assert second.rows[0] == ("Wanda", "−2.200", "−2.400")
 
 
+def test_choices_say_how_often_fewer_examples_choose_alike():
+  (grid,) = measures.choices(_CHOICES, 32).grids
+  assert grid.title == "All examples choose b"
+  # The second of two subsets prefers what costs 2 on all examples.
+  assert grid.rows == (
+    ("32", "2", "50 %", "1.500", "2.000 ± 1.000", "1.500 ± 0.500"),
+    ("all", "1", "", "1.000", "2.000", "1.000"),
+  )
+
+
 @pytest.mark.parametrize(
   ("part", "words"),
   [
@@ -92,8 +108,9 @@ def test_damage_has_a_table_per_share_and_a_row_per_score():
     (measures.ranks(_RANKS, (0.0, 0.5)), [b"Vision"]),
     (measures.influence(_INFLUENCE, 0.3), [b"Vision"]),
     (measures.damage(_DAMAGE, (0.05, 0.1), "vision_params"), [b"isomorphic"]),
+    (measures.choices(_CHOICES, 32), [b"highest", b"all"]),
   ],
-  ids=["overlap", "ranks", "influence", "damage"],
+  ids=["overlap", "ranks", "influence", "damage", "choice"],
 )
 def test_figures_are_whole_and_the_same_twice(part, words):
   (figure,) = part.figures

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from comp_jax.core import importance, tokens
@@ -14,6 +15,8 @@ from comp_jax.train import diagnose
 from tests.core import reference
 from tests.models import model_kit
 from tests.train import kit
+
+VALIDATED = kit.VALIDATION // 4  # Examples of a chunk.
 
 
 @pytest.mark.parametrize("readout", ["mean", "cross", "end"])
@@ -219,3 +222,27 @@ def test_damage_is_what_the_search_would_mark_and_validate(model, monkeypatch):
     metric, _ = jax.jit(stage.validate)(params, masks, stage.off, select)
     ways = found["metric"][name]
     assert ways["layer_mean"][1] == pytest.approx(float(metric), rel=1e-4)
+
+
+def test_choices_are_the_trials_of_a_lookahead_on_each_subset(model):
+  _, stage, params, _ = model
+  batches = next(kit.batches(0))
+  select = jax.tree.map(
+    lambda x: x.reshape(4, VALIDATED, *x.shape[2:]), kit.select()
+  )
+  found = diagnose.choices(stage, params, batches, select, (1, 2))
+  assert found["modes"] == list(stage.prunable.modes)
+  assert [len(each) for each in found["subsets"].values()] == [4, 2]
+  # The second half, as the loop itself has it after a stage without pruning
+  # that leaves the weights where they were.
+  half = jax.tree.map(lambda x: x[2:], select)
+  still = dataclasses.replace(stage, optimizer=optax.set_to_zero())
+  warm, _ = jax.jit(still)(
+    jax.jit(still.initial, static_argnums=2)(params, half, 0),
+    batches,
+    half,
+    jnp.asarray(False),
+  )
+  expected = jax.jit(still.probe)(warm, half).strategy.cost
+  np.testing.assert_allclose(found["subsets"][2][1], expected, rtol=1e-4)
+  assert found["subsets"][2][0] != found["subsets"][2][1]

@@ -108,6 +108,11 @@ def test_it_prunes_and_trains_as_it_was_published(config, tmp_path):
     "vision_tokens",
     "language_tokens",
   )
+  typo = config.copy_and_resolve_references()
+  typo.train.rates = (("visoin/.*", 0.5),)
+  with pytest.raises(errors.UserError, match="visoin"):
+    dense.run(typo, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
   results = dense.run(config, tmp_path / "run")
   assert set(results["select"]) >= {"t2i_r10", "i2t_r10"}
   loaded = comp_jax.load(tmp_path / "run" / "model")

@@ -34,21 +34,27 @@ def model():
 
 def test_it_solves_the_damped_least_squares(model):
   spec, params, fitted = model
-  images, texts = [], []
-  for batch in _batches():
-    real = batch["_mask"]
-    image, _ = vit.Vit(spec.vision).apply(
-      {"params": params["vision"]}, jax.numpy.asarray(batch["image"][real])
+  batches = list(_batches())
+  image, ids, mask = (
+    np.concatenate([batch[key][batch["_mask"]] for batch in batches])
+    for key in ("image", "text_ids", "text_mask")
+  )
+
+  @jax.jit
+  def pooled(params, image, ids, mask):
+    pictures, _ = vit.Vit(spec.vision).apply(
+      {"params": params["vision"]}, image
     )
-    text, _ = bert.Bert(spec.text).apply(
-      {"params": params["text"]},
-      jax.numpy.asarray(batch["text_ids"][real, 0]),
-      jax.numpy.asarray(batch["text_mask"][real, 0]),
-    )
-    images.append(np.asarray(image, np.float64))
-    texts.append(np.asarray(text, np.float64))
-  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
-  x, y = unit(np.concatenate(images)), unit(np.concatenate(texts))
+    texts, _ = bert.Bert(spec.text).apply({"params": params["text"]}, ids, mask)
+    return pictures, texts
+
+  x, y = (
+    np.asarray(rows, np.float64)
+    for rows in pooled(params, image, ids[:, 0], mask[:, 0])
+  )
+  x, y = (
+    rows / np.linalg.norm(rows, axis=-1, keepdims=True) for rows in (x, y)
+  )
   assert len(x) == 21  # Padding is left out.
   rotation = fitted["text_projection"]["kernel"]
   np.testing.assert_allclose(rotation.T @ rotation, np.eye(8), atol=1e-5)

@@ -21,6 +21,24 @@ from comp_jax.train import (
 from tests.train import kit
 
 PLAN = search.Plan(warmup_stages=1, max_stages=4)
+CLEAN = jnp.ones((kit.STEPS, kit.BATCH))
+
+
+def make_stage():
+  """The kit's, with a loss that a batch can poison; compiled once for all."""
+  stage = kit.make_stage(ratio=0.3)
+  clean = stage.objective.loss
+
+  def loss(output, batch):
+    return clean(output, batch) * batch.get("poison", CLEAN[0])[0]
+
+  objective = dataclasses.replace(stage.objective, loss=loss)
+  return dataclasses.replace(stage, objective=objective)
+
+
+def batches_of(start):
+  for batch in kit.batches(start):
+    yield {**batch, "poison": CLEAN}
 
 
 class Watch(preemption.Watch):
@@ -38,7 +56,7 @@ class Watch(preemption.Watch):
 def run(
   folder, *, devices=1, watch=None, stage=None, params=None, batches=None
 ):
-  stage = kit.make_stage(ratio=0.3) if stage is None else stage
+  stage = make_stage() if stage is None else stage
   params = families.initial_params(kit.spec(), 0) if params is None else params
   folder.mkdir(parents=True, exist_ok=True)
   with checkpoints.Checkpoints(folder / "checkpoints") as saved:
@@ -47,7 +65,7 @@ def run(
       lambda p, s: stage.initial(p, s, 0),
       params,
       PLAN,
-      kit.batches if batches is None else batches,
+      batches_of if batches is None else batches,
       kit.select(),
       mesh=sharding.make_mesh(jax.devices()[:devices]),
       rules=sharding.REPLICATED,
@@ -109,20 +127,11 @@ def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):
   def poisoned(start):
     for index, batch in enumerate(kit.batches(start), start):
       # The second step of the third stage.
-      factor = [[1.0], [jnp.nan if index == 2 else 1.0]]
-      yield {**batch, "poison": jnp.asarray(factor)}
+      factor = CLEAN.at[1].set(jnp.nan) if index == 2 else CLEAN
+      yield {**batch, "poison": factor}
 
-  stage = kit.make_stage(ratio=0.3)
-  clean = stage.objective.loss
-
-  def loss(output, batch):
-    factor = batch["poison"][0] if "poison" in batch else 1.0
-    return clean(output, batch) * factor
-
-  objective = dataclasses.replace(stage.objective, loss=loss)
-  stage = dataclasses.replace(stage, objective=objective)
   with pytest.raises(errors.UserError, match="not finite at step 5"):
-    run(tmp_path, stage=stage, batches=poisoned)
+    run(tmp_path, batches=poisoned)
   with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
     assert saved.latest() == 2
 

@@ -41,6 +41,8 @@ _BERT_LAYER = layouts.LayerNames(
 _LAYERS = "encoder.layer.{}."
 # What a tower has only where it looks at another one, or writes words.
 _NEW = re.compile(r"cross|merge|/transform|/output_bias")
+# The maps of a cross-attention; several images have several.
+_CROSS = re.compile(r"/cross\d*/(query|key|out)/kernel$")
 
 
 def vit_params(
@@ -161,12 +163,10 @@ def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
   fresh = jax.tree.map(np.asarray, families.initial_params(spec, seed))
   vision, text = _dinov2_s14(spec.vision), _minilm(spec.text)
   if spec.text.encoder.source_width:
-    # New blocks start small beside pretrained ones, at BERT's own deviation.
     new = fresh["text"]["encoder"]["layers"]
-    out = new["cross"]["out"]
-    out["kernel"] = out["kernel"] * (0.02 / out["kernel"].std())
     text["encoder"] = {"layers": {**new, **text["encoder"]["layers"]}}
-  params = {**fresh, "vision": vision, "text": text}
+  flat = tensors_lib.flatten({**fresh, "vision": vision, "text": text})
+  params = tensors_lib.unflatten({**flat, **_silent(flat)})
   tensors_lib.check_tree(
     params, families.param_shapes(spec), "the pretrained pair"
   )
@@ -176,11 +176,14 @@ def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
 def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
   """The parameters of a model whose towers begin as those of another one.
 
+  What the source lacks (heads, positions of longer texts) is random, new
+  cross-attention silent (`_silent`) and, where a joint space fits, of a mind
+  with it (`_comparing`).
+
   Args:
     spec: the dense model.
-    source: a model with the same towers; what it lacks (cross-attention, heads,
-      positions of longer texts) is random.
-    seed: seed of that.
+    source: a model with the same towers.
+    seed: seed of what is random.
 
   Raises:
     UserError: names each array of a tower that does not fit.
@@ -210,7 +213,43 @@ def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
       rows = np.concatenate([rows[: len(fresh)], fresh[len(rows) :]])
     known[positions] = rows
   tensors_lib.check_tree(known, wanted, "config.train.towers")
-  return jax.tree.map(np.asarray, tensors_lib.unflatten({**params, **known}))
+  begun = {**params, **known}
+  begun |= {**_silent(begun), **_comparing(begun, source)}
+  return jax.tree.map(np.asarray, tensors_lib.unflatten(begun))
+
+
+def _silent(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Output kernels of new cross-attention: zeros.
+
+  A random one writes several times the length of the text states that it is
+  added to, and nothing of the text is left for training to begin with.
+  """
+  return {
+    key: np.zeros_like(array)
+    for key, array in params.items()
+    if (found := _CROSS.search(key)) and found[1] == "out"
+  }
+
+
+def _comparing(
+  params: Mapping[str, np.ndarray], source: store.Loaded
+) -> dict[str, np.ndarray]:
+  """Queries and keys of the last layer's cross-attention: the projections.
+
+  The states of the last layer are the ones that the joint space of the source
+  was trained on: how far a text looks at an image's [CLS] beside its patches
+  then says how well they match, before any training.
+  """
+  tower = {"query": "text_projection", "key": "vision_projection"}
+  begun = {}
+  for key, array in params.items():
+    found = _CROSS.search(key)
+    projection = source.params.get(tower.get(found[1], "")) if found else None
+    if projection is None or projection["kernel"].size != array[-1].size:
+      continue
+    kernel = np.reshape(projection["kernel"], array.shape[1:])
+    begun[key] = np.concatenate([array[:-1], kernel[None]])
+  return begun
 
 
 def _dinov2_s14(spec: specs.VitSpec) -> dict:

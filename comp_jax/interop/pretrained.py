@@ -166,7 +166,7 @@ def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
     new = fresh["text"]["encoder"]["layers"]
     text["encoder"] = {"layers": {**new, **text["encoder"]["layers"]}}
   flat = tensors_lib.flatten({**fresh, "vision": vision, "text": text})
-  params = tensors_lib.unflatten({**flat, **_silent(flat)})
+  params = tensors_lib.unflatten(flat | _silent(flat))
   tensors_lib.check_tree(
     params, families.param_shapes(spec), "the pretrained pair"
   )
@@ -193,7 +193,9 @@ def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
       "config.train.towers: a compact model, whose layers have widths of their "
       "own; name the dense one"
     )
-  params = tensors_lib.flatten(families.initial_params(spec, seed))
+  params = tensors_lib.flatten(
+    jax.tree.map(np.asarray, families.initial_params(spec, seed))
+  )
   known = {
     key: array
     for key, array in tensors_lib.flatten(source.params).items()
@@ -213,9 +215,9 @@ def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
       rows = np.concatenate([rows[: len(fresh)], fresh[len(rows) :]])
     known[positions] = rows
   tensors_lib.check_tree(known, wanted, "config.train.towers")
-  begun = {**params, **known}
-  begun |= {**_silent(begun), **_comparing(begun, source)}
-  return jax.tree.map(np.asarray, tensors_lib.unflatten(begun))
+  new = {key: array for key, array in params.items() if key not in known}
+  new |= _silent(new) | _comparing(new, source)
+  return tensors_lib.unflatten(new | jax.tree.map(np.asarray, known))
 
 
 def _silent(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -240,12 +240,42 @@ def test_towers_go_on_where_another_model_ended():
   tensors.check_tree(begun, tensors.flatten(families.param_shapes(nlvr)), "")
   positions = begun.pop("text/position_embedding")
   assert np.all(positions[:24] == 7) and np.all(positions[24:] != 7)
-  own = {key for key, array in begun.items() if np.all(array != 7)}
+  own = {key for key, array in begun.items() if np.any(array != 7)}
   assert own == {
     key
     for key in begun
     if "cross" in key or "merge" in key or key.startswith("head")
   }
+
+
+def test_new_cross_attention_is_silent_and_compares_as_the_joint_space():
+  tiny = presets.spec("tiny", vocab_size=40, max_length=24)
+  source = store.Loaded(
+    params=jax.device_get(families.initial_params(tiny, 3)),
+    spec=tiny,
+    policies={},
+    tokenizer_json="",
+    recipe={},
+  )
+  nlvr = presets.spec("tiny_nlvr", vocab_size=40, max_length=24)
+  layers = pretrained.begun_with(nlvr, source, 0)["text"]["encoder"]["layers"]
+  fresh = families.initial_params(nlvr, 0)["text"]["encoder"]["layers"]
+  for block in ("cross0", "cross1"):
+    maps = {name: each["kernel"] for name, each in layers[block].items()}
+    assert not maps["out"].any() and maps["value"].any()
+    for name, tower in (("query", "text"), ("key", "vision")):
+      joint = source.params[f"{tower}_projection"]["kernel"]
+      last = maps[name][-1]
+      np.testing.assert_array_equal(last.reshape(joint.shape), joint)
+      random = fresh[block][name]["kernel"]
+      np.testing.assert_array_equal(maps[name][:-1], random[:-1])
+
+
+def test_cross_attention_that_was_trained_stays():
+  nlvr = presets.spec("tiny_nlvr", vocab_size=40, max_length=24)
+  begun = tensors.flatten(pretrained.begun_with(nlvr, _sevens(nlvr), seed=0))
+  out = begun["text/encoder/layers/cross0/out/kernel"]
+  assert np.all(out == 7)
 
 
 def test_towers_with_more_positions_than_the_texts_lose_them():

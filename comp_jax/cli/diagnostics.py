@@ -28,6 +28,8 @@ from comp_jax.report import (
 
 # Shares of each layer's heads that `ranks` removes.
 _HEADS = (0.0, 0.25, 0.5, 0.75)
+# Examples of the subsets that `choice` compares.
+_SIZES = (64, 128, 256)
 _WIDTH = 110  # Characters that the names of runs need.
 
 
@@ -115,15 +117,15 @@ def add(what: argparse._SubParsersAction) -> None:
     "choice",
     help="which mode would be pruned first if fewer examples were validated",
   )
-  _add_model(choice, examples=512, whole="validated in chunks")
+  _add_model(choice, examples=512, whole="cut into subsets")
   _add_recipe(choice)
   choice.add_argument(
     "--sizes",
     type=int,
     nargs="+",
+    default=_SIZES,
     metavar="EXAMPLES",
-    help="of the subsets, in whole chunks (one chunk, doubled up to half of "
-    "the examples)",
+    help="of the subsets, multiples of the first (64 128 256)",
   )
   choice.set_defaults(run=_choice)
 
@@ -160,8 +162,13 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def _job(arguments: argparse.Namespace, one_batch: bool = True):
-  """The pruning job of a model, on as many examples as asked."""
+def _job(arguments: argparse.Namespace, chunk: int | None = None):
+  """The pruning job of a model, on as many examples as asked.
+
+  Args:
+    arguments: what the user typed.
+    chunk: examples of a forward pass; None for all of them.
+  """
   from comp_jax.train import prepare
 
   config = shell.load_config(arguments.config)
@@ -176,8 +183,7 @@ def _job(arguments: argparse.Namespace, one_batch: bool = True):
   if getattr(arguments, "recipe", None):
     config.recipe.name = arguments.recipe
   config.prune.validation = arguments.examples
-  if one_batch:
-    config.prune.validation_chunk = arguments.examples
+  config.prune.validation_chunk = chunk or arguments.examples
   try:
     return prepare.prepare(config)
   except errors.UserError as error:
@@ -192,6 +198,11 @@ def _job(arguments: argparse.Namespace, one_batch: bool = True):
 def _batch(job) -> Mapping[str, Any]:
   """All examples."""
   return jax.tree.map(lambda x: x[0], job.select)
+
+
+def _count(job) -> int:
+  """The examples in hand: `select` may have fewer than asked for."""
+  return math.prod(jax.tree.leaves(job.select)[0].shape[:2])
 
 
 def _share(arguments: argparse.Namespace) -> float:
@@ -298,19 +309,23 @@ def _choice(arguments: argparse.Namespace) -> None:
   """Prints what fewer validation examples would choose."""
   from comp_jax.train import diagnose
 
-  job = _job(arguments, one_batch=False)
-  chunks, chunk = jax.tree.leaves(job.select)[0].shape[:2]
-  sizes = arguments.sizes
-  if sizes is None:
-    sizes = [chunk * 2**i for i in range(chunks.bit_length() - 1)]
-  if not sizes or any(
-    size < chunk or size % chunk or size > chunks * chunk // 2 for size in sizes
-  ):
+  sizes = tuple(arguments.sizes)
+  chunk = sizes[0]
+  if any(size < 1 or size % chunk for size in sizes):
     raise errors.UserError(
-      f"--sizes must be multiples of config.prune.validation_chunk ({chunk}) "
-      f"up to half of the {chunks * chunk} examples: each is compared over two "
-      "subsets or more"
+      f"--sizes must be multiples of the first, {chunk}, not "
+      f"{' '.join(map(str, sizes))}"
     )
+  job = _job(arguments, chunk)
+  count = _count(job)
+  # Of the ones by default those of which there are two subsets or more.
+  if any(2 * size > count for size in sizes):
+    sizes = tuple(size for size in sizes if 2 * size <= count)
+    if arguments.sizes is not _SIZES or not sizes:
+      raise errors.UserError(
+        f"--sizes must be at most half of the {count} examples of `select` in "
+        f"hand: each is compared over two subsets or more"
+      )
   found = diagnose.choices(
     job.stage,
     job.dense.params,
@@ -320,7 +335,6 @@ def _choice(arguments: argparse.Namespace) -> None:
   )
   options = {
     "recipe": job.stage.recipe.name,
-    "in chunks of": chunk,
     **_scored(job),
   }
   part = measures.choices(found, chunk)
@@ -347,11 +361,10 @@ def _scored(job) -> dict[str, str]:
 
 def _show_measured(arguments, job, part, options, found) -> None:
   """Prints and writes a measure, and what it was measured on."""
-  count = math.prod(jax.tree.leaves(job.select)[0].shape[:2])
   on = {
     "model": job.config.checkpoint,
     "config": arguments.config,
-    "examples": count,
+    "examples": _count(job),
     **options,
   }
   listed = ", ".join(f"{key} {value}" for key, value in on.items())

@@ -189,9 +189,10 @@ def _job(arguments: argparse.Namespace, chunk: int | None = None):
   except errors.UserError as error:
     # The key that stands for the option, not for what the user typed.
     if "prune.validation_chunk" in str(error):
-      raise errors.UserError(
-        f"--examples {arguments.examples}: {error}"
-      ) from error
+      option = (
+        f"--sizes {chunk}" if chunk else f"--examples {arguments.examples}"
+      )
+      raise errors.UserError(f"{option}: {error}") from error
     raise
 
 

@@ -46,7 +46,7 @@ _MODEL = ["--model", "assets/emoji_tiny", "--config", "configs/emoji_tiny.py"]
     ),
     pytest.param(
       "choice",
-      ["--sizes", "4", "--recipe", "comp_wanda"],
+      ["--sizes", "8", "--recipe", "comp_wanda"],
       "vision_tokens",
       "Choice on fewer examples",
       marks=pytest.mark.slow,
@@ -57,13 +57,14 @@ def test_a_model_is_measured_and_written(
   tmp_path, capsys, verb, options, said, shown
 ):
   out = tmp_path / "out"
-  command = ["inspect", verb, *_MODEL, "--examples", "8", *options]
+  count = 16 if verb == "choice" else 8
+  command = ["inspect", verb, *_MODEL, "--examples", str(count), *options]
   assert verbs.main([*command, "--out", str(out)]) == 0
   assert said in capsys.readouterr().out
   names = {f"{verb}.html", f"{verb}.json", f"{verb}.svg"}
   assert {path.name for path in out.iterdir()} == names
   written = json.loads((out / f"{verb}.json").read_text())
-  assert written["examples"] == 8
+  assert written["examples"] == count
   parts = {name.split("/")[0] for name in written["found"]}
   assert parts == _FOUND.get(verb, {"vision", "text"})
   assert shown in (out / f"{verb}.html").read_text()
@@ -81,6 +82,7 @@ def test_a_model_is_measured_and_written(
     ("influence", ["--units", "1"], "--units must be 2 or more"),
     ("damage", ["--removed", "0.1", "1"], "--removed must be between 0 and 1"),
     ("choice", ["--sizes", "8", "12"], "--sizes must be multiples of the fir"),
+    ("choice", ["--sizes", "4"], "--sizes 4: config.prune.validation_chunk"),
     ("choice", ["--examples", "64"], "--sizes must be at most half of the 64"),
     ("damage", ["--mode", "vision_tokens"], "vision_params, language_params"),
   ],

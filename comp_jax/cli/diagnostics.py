@@ -275,7 +275,7 @@ def _influence(arguments: argparse.Namespace) -> None:
 
 def _damage(arguments: argparse.Namespace) -> None:
   """Prints what is left of the metric when units go, score by score."""
-  from comp_jax.train import diagnose
+  from comp_jax.train import trials
 
   shares = tuple(arguments.removed)
   if wrong := [share for share in shares if not 0 < share < 1]:
@@ -289,7 +289,7 @@ def _damage(arguments: argparse.Namespace) -> None:
       f"--mode {arguments.mode}: the modes that remove units are "
       f"{', '.join(known)}"
     )
-  found = diagnose.damage(
+  found = trials.damage(
     job.stage,
     job.dense.params,
     _training(job),
@@ -308,7 +308,7 @@ def _damage(arguments: argparse.Namespace) -> None:
 
 def _choice(arguments: argparse.Namespace) -> None:
   """Prints what fewer validation examples would choose."""
-  from comp_jax.train import diagnose
+  from comp_jax.train import trials
 
   sizes = tuple(arguments.sizes)
   chunk = sizes[0]
@@ -327,7 +327,7 @@ def _choice(arguments: argparse.Namespace) -> None:
         f"--sizes must be at most half of the {count} examples of `select` in "
         f"hand: each is compared over two subsets or more"
       )
-  found = diagnose.choices(
+  found = trials.choices(
     job.stage,
     job.dense.params,
     _training(job),

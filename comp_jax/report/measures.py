@@ -1,4 +1,4 @@
-"""Tables and figures of what `train.diagnose` measures."""
+"""Tables and figures of what `train.diagnose` and `train.trials` measure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -177,7 +177,7 @@ def influence(
 def damage(
   found: Mapping[str, Any], shares: Sequence[float], mode: str
 ) -> section.Section:
-  """What `diagnose.damage` measured."""
+  """What `trials.damage` measured."""
   metric = found["metric"]
   ways = list(next(iter(metric.values())))
   percent = [f"{text.number(100 * share, 1)} %" for share in shares]
@@ -230,7 +230,7 @@ def damage(
 
 
 def choices(found: Mapping[str, Any], chunk: int) -> section.Section:
-  """What `diagnose.choices` measured, on chunks of so many examples."""
+  """What `trials.choices` measured, on chunks of so many examples."""
   modes, whole = found["modes"], np.array(found["whole"])
   best = whole.argmin()
   subsets = {

@@ -157,7 +157,11 @@ def search(
       history.append(row)
       scalars.write(index, _scalars(row))
       stop = watch.requested()
-      if stop or (index + 1) % plan.save_every == 0:
+      # The last stage is always kept: what follows may be stopped too.
+      over = index + 1 == plan.total or (
+        not warming and finished(history, stage.settings.target)
+      )
+      if stop or over or (index + 1) % plan.save_every == 0:
         checkpoints.save(
           index + 1,
           state,

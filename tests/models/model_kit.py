@@ -213,7 +213,8 @@ def forward(
 ):
   """The model's output and aux."""
   tree, inputs = jax.tree.map(jnp.asarray, (tree, inputs))
-  run = families.prunable(model).forward
+  # Not jitted: outside a `jit` each operation runs by itself.
+  run = families.prunable(model).forward.__wrapped__
   return run(tree, inputs, masks, probes, policies, estimator)
 
 

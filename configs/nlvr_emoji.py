@@ -12,7 +12,8 @@ recognises everything in the text and in one of the two images 0.78.
 
 The towers begin as those of `assets/emoji_tiny`, which know the drawings; the
 cross-attention is new (BLIP's has seen single images before). It has not been
-run to the end yet: after 450 steps of 32 at a rate of 1e-3 the loss was still
+run to the end yet: after 450 steps of 32 at a rate of 1e-3 from random
+cross-attention, and after 220 of 48 from the silent one, the loss was still
 that of guessing (0.70).
 """
 

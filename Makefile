@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Bytecode is made at the first import, of the few modules that are imported.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 # Whole modules, which share what is slow to make, in the order of conftest.py.
 TWO := -n 2 --dist loadscope --no-loadscope-reorder
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
 .PHONY: demo test test-slow pretrained clean
 

@@ -1,6 +1,6 @@
 """`inspect cost`: MACs and parameters of a model, layer by layer.
 
-Its other subjects are in `diagnostics`.
+Its other subjects are in `diagnostics` and `trials`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import rich.console
 import rich.table
 
 from comp_jax import errors
-from comp_jax.cli import convert, diagnostics
+from comp_jax.cli import convert, diagnostics, trials
 from comp_jax.core import cost as cost_lib
 from comp_jax.models import families, macs, presets, specs, towers
 
@@ -44,6 +44,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
   )
   cost.set_defaults(run=run)
   diagnostics.add(what)
+  trials.add(what)
 
 
 def run(arguments: argparse.Namespace) -> None:

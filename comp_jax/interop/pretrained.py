@@ -176,9 +176,9 @@ def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
 def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
   """The parameters of a model whose towers begin as those of another one.
 
-  What the source lacks (heads, positions of longer texts) is random, new
-  cross-attention silent (`_silent`) and, where a joint space fits, of a mind
-  with it (`_comparing`).
+  What the source lacks (heads, positions of longer texts) is random. New
+  cross-attention adds nothing yet (`_silent`) and, where the source has a joint
+  space of its size, looks at images as that space compares (`_comparing`).
 
   Args:
     spec: the dense model.
@@ -223,8 +223,8 @@ def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
 def _silent(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Output kernels of new cross-attention: zeros.
 
-  A random one writes several times the length of the text states that it is
-  added to, and nothing of the text is left for training to begin with.
+  A random one writes two to three times the length of the text states that it
+  is added to, and little of the text is left for training to begin with.
   """
   return {
     key: np.zeros_like(array)

@@ -158,9 +158,8 @@ def search(
       scalars.write(index, _scalars(row))
       stop = watch.requested()
       # The last stage is always kept: what follows may be stopped too.
-      over = index + 1 == plan.total or (
-        not warming and finished(history, stage.settings.target)
-      )
+      target = stage.settings.target
+      over = index + 1 == plan.total or finished(history, target)
       if stop or over or (index + 1) % plan.save_every == 0:
         checkpoints.save(
           index + 1,

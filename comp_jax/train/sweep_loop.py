@@ -134,10 +134,7 @@ def _search(
   sources = [batches(seed)(first) for seed in sweep.seeds]
   for index in range(first, plan.total):
     warming = index < plan.warmup_stages
-    live = [
-      warming or not search.finished(rows, 1.0 - member.ratio)
-      for rows, member in zip(history, members, strict=True)
-    ]
+    live = [warming or each for each in _unfinished(members, history)]
     if not any(live):
       break
     if index == plan.warmup_stages and search.needs_probe(sweep.stage):
@@ -163,13 +160,23 @@ def _search(
       )
     note("search", [rows[-1] for rows in history])
     stop = watch.requested()
-    if stop or (index + 1) % plan.save_every == 0:
+    # The last stage is always kept: what follows may be stopped too.
+    over = index + 1 == plan.total or not any(_unfinished(members, history))
+    if stop or over or (index + 1) % plan.save_every == 0:
       saved.save(index + 1, states, {"history": history, "probe": probe})
     if stop:
       saved.wait()
       raise fit.Interrupted("sweep")
   saved.wait()
   return states, history, probe, step.compilations
+
+
+def _unfinished(members, history) -> list[bool]:
+  """Which members have not arrived at their target."""
+  return [
+    not search.finished(rows, 1.0 - member.ratio)
+    for rows, member in zip(history, members, strict=True)
+  ]
 
 
 def _finetune(

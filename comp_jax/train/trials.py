@@ -5,6 +5,7 @@ choice needs.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,8 +98,8 @@ def choices(
 ) -> dict[str, Any]:
   """The costs (Eq. 9) of every mode's first stage, measured on less and less.
 
-  What `lookahead` would choose by before the first stage: each mode takes its
-  step, which is validated before any training.
+  What `lookahead` would choose by before the first stage: each mode that may
+  be pruned takes its step, which is validated before any training.
 
   Args:
     stage: model, objective and recipe.
@@ -108,14 +109,14 @@ def choices(
     sizes: chunks of a subset; as many disjoint subsets as there are.
 
   Returns:
-    `modes`, `whole`: the costs [m] on all examples, and `subsets`: size in
-    chunks -> costs [n, m] on each subset.
+    `modes`, those that may be pruned; `whole`, their costs [m] on all examples;
+    and `subsets`: size in chunks -> costs [n, m] on each subset.
   """
   chunks = jax.tree.leaves(select)[0].shape[0]
-  every = jnp.ones(len(stage.prunable.modes), bool)
   validate = jax.jit(stage.validate)
   dense = validate(params, stage.ones, stage.off, select)
   state = _dense(stage, params, batches, dense)
+  live = np.asarray(~stage.exhausted(stage.removable(state)))
 
   @jax.jit
   def costs(state, select):
@@ -123,14 +124,14 @@ def choices(
     # Its texts may be longer than the average of all.
     macs = stage.macs(stage.ones, counts)
     state = dataclasses.replace(state, metric=metric, counts=counts, macs=macs)
-    return stage.trial_costs(state, every, select, state.key)
+    return stage.trial_costs(state, jnp.asarray(live), select, state.key)
 
   def of(first, size):
     part = jax.tree.map(lambda x: x[first : first + size], select)
-    return np.asarray(costs(state, part)).tolist()
+    return np.asarray(costs(state, part))[live].tolist()
 
   return {
-    "modes": list(stage.prunable.modes),
+    "modes": list(itertools.compress(stage.prunable.modes, live)),
     "whole": of(0, chunks),
     "subsets": {
       size: [of(i, size) for i in range(0, chunks - size + 1, size)]

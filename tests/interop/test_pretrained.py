@@ -134,6 +134,16 @@ def test_the_pair_is_whole_and_its_projections_follow_the_seed():
     pretrained.initial_params(tiny, seed=0)
 
 
+@needs_dinov2
+@needs_minilm
+def test_the_pair_looks_at_images_and_says_nothing_of_it_yet():
+  spec = presets.spec("dinov2_s14_minilm_itm", image_size=28)
+  layers = pretrained.initial_params(spec, 0)["text"]["encoder"]["layers"]
+  maps = {name: each["kernel"] for name, each in layers["cross"].items()}
+  assert not maps["out"].any()
+  assert all(maps[name].any() for name in ("query", "key", "value"))
+
+
 def test_a_missing_package_names_the_command(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(

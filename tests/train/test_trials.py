@@ -26,11 +26,11 @@ def model():
 
 def test_damage_is_what_the_search_would_mark_and_validate(model, monkeypatch):
   stage, params = model
-  # Each costs a compilation.
-  names = ("Wanda, CIP", "Wanda")
+  # Each score costs a compilation, each way another.
+  names = ("Wanda, CIP", "Wanda", "magnitude")
   scores = {name: trials.SCORES[name] for name in names}
   monkeypatch.setattr(trials, "SCORES", scores)
-  monkeypatch.setattr(trials, "STANDARDISATIONS", ("layer_mean",))
+  monkeypatch.setattr(trials, "STANDARDISATIONS", ("z_layer", "layer_mean"))
   batches, select = next(kit.batches(0)), kit.select()
   shares = (0.0, 0.1)
   found = trials.damage(stage, params, batches, select, "vision_params", shares)
@@ -74,12 +74,14 @@ def test_damage_is_what_the_search_would_mark_and_validate(model, monkeypatch):
 
 def test_choices_are_the_trials_of_a_lookahead_on_each_subset(model):
   stage, params = model
+  modes = [m for m in stage.prunable.modes if m != "vision_params"]
+  stage = dataclasses.replace(stage, allowed=tuple(modes))
   batches = next(kit.batches(0))
   select = jax.tree.map(
     lambda x: x.reshape(4, VALIDATED, *x.shape[2:]), kit.select()
   )
   found = trials.choices(stage, params, batches, select, (1, 2))
-  assert found["modes"] == list(stage.prunable.modes)
+  assert found["modes"] == modes
   assert [len(each) for each in found["subsets"].values()] == [4, 2]
   # The second half, as the loop itself has it after a stage without pruning
   # that leaves the weights where they were.
@@ -91,6 +93,7 @@ def test_choices_are_the_trials_of_a_lookahead_on_each_subset(model):
     half,
     jnp.asarray(False),
   )
-  expected = jax.jit(still.probe)(warm, half).strategy.cost
+  costs = jax.jit(still.probe)(warm, half).strategy.cost
+  expected = [costs[stage.prunable.modes.index(mode)] for mode in modes]
   np.testing.assert_allclose(found["subsets"][2][1], expected, rtol=1e-4)
   assert found["subsets"][2][0] != found["subsets"][2][1]

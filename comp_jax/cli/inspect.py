@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 import rich.box
 import rich.console
@@ -106,10 +107,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def rows(spec: specs.ModelSpec, counts: dict[str, np.ndarray]):
   """One row of text cells per layer."""
-  flat = specs.with_encoders(spec, scan=False)
-  shapes = families.param_shapes(flat)
+  # Slices of the scan, as a model without one is longer to trace.
+  shapes = jax.eval_shape(
+    lambda params: towers.unrolled(spec, params)[1], families.param_shapes(spec)
+  )
   for tower in spec.towers:
-    encoder = getattr(flat, tower).encoder
+    encoder = dataclasses.replace(getattr(spec, tower).encoder, scan=False)
     for index, layer in enumerate(encoder.layers):
       one = dataclasses.replace(encoder, layers=(layer,))
       seen = counts[tower][:1, index : index + 2]

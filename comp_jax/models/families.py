@@ -1,6 +1,7 @@
 """From a spec to its model: what loops and stores call."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -44,10 +45,14 @@ def groups(
   return towers.groups(spec, min_heads=min_heads, min_neurons=min_neurons)
 
 
+@functools.cache
 def prunable(
   spec: specs.ModelSpec, *, min_heads: int = 1, min_neurons: int = 32
 ) -> prunable_lib.Prunable:
-  """The model as the loops see it; of a compact one nothing can be pruned."""
+  """The model as the loops see it; of a compact one nothing can be pruned.
+
+  The same for the same spec, so that its functions are traced once.
+  """
   return towers.prunable(
     spec, _of(spec), min_heads=min_heads, min_neurons=min_neurons
   )
@@ -75,17 +80,20 @@ def macs(
 
 def param_shapes(spec: specs.ModelSpec) -> dict[str, Any]:
   """The parameter tree of a model as `jax.ShapeDtypeStruct`s; runs nothing."""
-  family = _of(spec)
-  batch = jax.eval_shape(lambda: family.example(spec))
-  model = family.model(spec)
-  return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+  batch = jax.eval_shape(lambda: _of(spec).example(spec))
+  return jax.eval_shape(_init(spec), jax.random.key(0), batch)["params"]
 
 
 def initial_params(spec: specs.ModelSpec, seed: int) -> dict[str, Any]:
   """Random parameters."""
-  family = _of(spec)
-  init = jax.jit(family.model(spec).init)
-  return init(jax.random.key(seed), family.example(spec))["params"]
+  batch = _of(spec).example(spec)
+  return _init(spec)(jax.random.key(seed), batch)["params"]
+
+
+@functools.cache
+def _init(spec: specs.ModelSpec) -> Callable:
+  """Flax's `init`, which traces the whole model: once for each spec."""
+  return jax.jit(module(spec).init)
 
 
 def traced(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import Array, Bool, Float
 
 from comp_jax.models import families, specs
@@ -43,6 +42,9 @@ def area_under_curve(
   positive, negative = scores[labels], scores[~labels]
   if not len(positive) or not len(negative):
     return float("nan")
+  # Here, as it takes longer to import than all of JAX.
+  import scipy.stats
+
   statistic = scipy.stats.mannwhitneyu(positive, negative).statistic
   return float(statistic / (len(positive) * len(negative)))
 

@@ -12,7 +12,6 @@ import rich.console
 import rich.live
 import rich.progress
 import rich.table
-import tensorboardX
 
 from comp_jax.interop import atomic
 
@@ -34,6 +33,9 @@ class MetricWriter:
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     atomic.write_text(self._path, _lines_before(self._path, first_step))
     self._file = open(self._path, "a", encoding="utf-8")
+    # Here, as it imports PyTorch where that is installed.
+    import tensorboardX
+
     self._events = tensorboardX.SummaryWriter(
       str(pathlib.Path(workdir) / "tensorboard"),
       purge_step=first_step,

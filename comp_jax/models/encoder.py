@@ -222,8 +222,9 @@ class Encoder(nn.Module):
         in_axes=(0, 0, 0 if varies else nn.broadcast, nn.broadcast, 0),
         length=spec.depth,
         unroll=spec.unroll,
-        # There are no broadcast variables, whose check is a trace of its own.
-        check_constancy_invariants=False,
+        # There are no broadcast variables, whose check is a trace of its own;
+        # without it another path of Flax would draw other initial weights.
+        check_constancy_invariants=self.is_initializing(),
       )(spec, spec.uniform, estimator, name="layers")
       (state, _), statistics = stack(
         carry, masks, probes, policy, sources, _under_scan(merges)

@@ -22,6 +22,7 @@ from comp_jax.train import (
   metrics,
   preemption,
   prepare,
+  rates,
   search,
   setup,
 )
@@ -114,7 +115,7 @@ def run(
     )
     fine = dataclasses.replace(
       objective,
-      prunable=families.prunable(small.spec),
+      prunable=rates.freezing(families.prunable(small.spec), schedule.rates),
       microbatches=config.finetune.microbatches,
       memory=job.task.memory(small.spec),
     )

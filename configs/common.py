@@ -122,8 +122,6 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetune.weight_decay = 0.05
   c.finetune.warmup = 20
   c.finetune.save_every = 1
-  # As `train.rates`.
-  c.finetune.rates = ()
   # static (the deployed graph) or threshold (the paper's).
   c.finetune.tokens = "static"
 

@@ -48,6 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetune.chunk = 10
   c.finetune.batch_size = 48
   c.finetune.warmup = 10
+  # At 5e-5 the first 40 steps took the training loss from 0.55 to 0.66.
+  c.finetune.learning_rate = 1e-5
   # The towers know each other already; only how the text looks is new.
   c.train.towers = "runs/flickr_dense/model"
   c.train.rates = (
@@ -61,9 +63,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.learning_rate = 3e-4
   c.train.warmup = 20
   c.train.save_every = 5
-  # 5e-5 everywhere raised the loss, 1e-5 left it where it was: the rates of
-  # training, and what it left alone slowly.
-  c.finetune.learning_rate = 3e-4
-  c.finetune.rates = (("vision/.*", 0.03), *c.train.rates[1:])
   c.evaluate.batch_size = 64
   return c

@@ -20,7 +20,7 @@ _HEADS = (0.0, 0.25, 0.5, 0.75)
 
 
 def add(what: argparse._SubParsersAction) -> None:
-  """Declares what `inspect` can look into beside costs."""
+  """Declares the paper's figures."""
   stages = what.add_parser(
     "stages", help="modes over stages, and what each removed (Figures 6, C)"
   )
@@ -99,7 +99,7 @@ def _overlap(arguments: argparse.Namespace) -> None:
   from comp_jax.train import diagnose
 
   share = _share(arguments)
-  job = measured.job(arguments)
+  job = measured.prepared(arguments)
   found = diagnose.overlap(
     job.spec, job.stage.prunable, job.dense.params, _batch(job), share
   )
@@ -115,7 +115,7 @@ def _ranks(arguments: argparse.Namespace) -> None:
     raise errors.UserError(
       f"--faded must be above 0 and at most 1, not {arguments.faded:g}"
     )
-  job = measured.job(arguments)
+  job = measured.prepared(arguments)
   if job.config.model.granularity != "head":
     raise errors.UserError(
       "CIT gates heads, and the gates of channels are all equal: set "
@@ -140,7 +140,7 @@ def _influence(arguments: argparse.Namespace) -> None:
   share = _share(arguments)
   if arguments.units < 2:
     raise errors.UserError(f"--units must be 2 or more, not {arguments.units}")
-  job = measured.job(arguments)
+  job = measured.prepared(arguments)
   found = diagnose.influence(
     job.stage, job.dense.params, _batch(job), share, arguments.units
   )

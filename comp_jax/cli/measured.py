@@ -1,4 +1,4 @@
-"""What `inspect` measures on a model: its options, its job, how it is shown."""
+"""What the subjects of `inspect` share: options, the job, how all is shown."""
 
 import argparse
 import json
@@ -51,7 +51,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def job(arguments: argparse.Namespace, chunk: int | None = None):
+def prepared(arguments: argparse.Namespace, chunk: int | None = None):
   """The pruning job of a model, on as many examples as asked.
 
   Args:

@@ -60,7 +60,7 @@ def _damage(arguments: argparse.Namespace) -> None:
     raise errors.UserError(
       f"--removed must be between 0 and 1, not {wrong[0]:g}"
     )
-  job = measured.job(arguments)
+  job = measured.prepared(arguments)
   known = job.stage.prunable.param_modes
   if arguments.mode not in known:
     raise errors.UserError(
@@ -95,7 +95,7 @@ def _choice(arguments: argparse.Namespace) -> None:
       "--sizes must be 1 or more and multiples of the first, not "
       f"{' '.join(map(str, sizes))}"
     )
-  job = measured.job(arguments, chunk)
+  job = measured.prepared(arguments, chunk)
   count = measured.count(job)
   # Of the ones by default those of which there are two subsets or more.
   if any(2 * size > count for size in sizes):

@@ -223,8 +223,8 @@ def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
 def _silent(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Output kernels of new cross-attention: zeros.
 
-  A random one writes two to three times the length of the text states that it
-  is added to, and little of the text is left for training to begin with.
+  A random one writes vectors longer than the text states that it adds them to,
+  and little of the text is left for training to begin with.
   """
   return {
     key: np.zeros_like(array)

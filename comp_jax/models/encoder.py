@@ -222,8 +222,8 @@ class Encoder(nn.Module):
         in_axes=(0, 0, 0 if varies else nn.broadcast, nn.broadcast, 0),
         length=spec.depth,
         unroll=spec.unroll,
-        # There are no broadcast variables, whose check is a trace of its own;
-        # without it another path of Flax would draw other initial weights.
+        # The check of broadcast variables costs a second trace, and there are
+        # none. `init` keeps it: without, a seed would draw other weights.
         check_constancy_invariants=self.is_initializing(),
       )(spec, spec.uniform, estimator, name="layers")
       (state, _), statistics = stack(

@@ -1,5 +1,6 @@
 """From a spec to its model: what loops and stores call."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,17 +46,20 @@ def groups(
   return towers.groups(spec, min_heads=min_heads, min_neurons=min_neurons)
 
 
-@functools.cache
 def prunable(
   spec: specs.ModelSpec, *, min_heads: int = 1, min_neurons: int = 32
 ) -> prunable_lib.Prunable:
-  """The model as the loops see it; of a compact one nothing can be pruned.
+  """The model as the loops see it; of a compact one nothing can be pruned."""
+  if not towers.is_dense(spec):
+    return _prunable(spec)
+  table = groups(spec, min_heads=min_heads, min_neurons=min_neurons)
+  return dataclasses.replace(_prunable(spec), groups=table)
 
-  The same for the same spec, so that its functions are traced once.
-  """
-  return towers.prunable(
-    spec, _of(spec), min_heads=min_heads, min_neurons=min_neurons
-  )
+
+@functools.cache
+def _prunable(spec: specs.ModelSpec) -> prunable_lib.Prunable:
+  """What does not depend on floors: its functions are traced once."""
+  return towers.prunable(spec, _of(spec))
 
 
 def macs(

@@ -163,24 +163,14 @@ def token_modes(spec: specs.ModelSpec) -> dict[str, str]:
   }
 
 
-def prunable(
-  spec: specs.ModelSpec,
-  family: Family,
-  *,
-  min_heads: int = 1,
-  min_neurons: int = 32,
-) -> prunable_lib.Prunable:
-  """The model as the loops see it; of a compact one nothing can be pruned.
+def prunable(spec: specs.ModelSpec, family: Family) -> prunable_lib.Prunable:
+  """The model as the loops see it, without groups: its units all stay.
 
   Args:
-    spec: the model.
+    spec: the model; of a compact one no tokens go either.
     family: its kind.
-    min_heads: heads that stay in every attention block.
-    min_neurons: neurons that stay in every MLP.
   """
   model = family.model(spec)
-  dense = is_dense(spec)
-  floors = {"min_heads": min_heads, "min_neurons": min_neurons}
 
   # Jitted, so that a stage that validates, bisects and trains traces it once
   # for each kind of call.
@@ -210,9 +200,9 @@ def prunable(
 
     return run
 
-  tokens = token_modes(spec) if dense else {}
+  tokens = token_modes(spec) if is_dense(spec) else {}
   return prunable_lib.Prunable(
-    groups=groups(spec, **floors) if dense else (),
+    groups=(),
     token_modes=tokens,
     protected={
       tower: getattr(spec, tower).protected for tower in tokens.values()

@@ -288,7 +288,7 @@ def choices(found: Mapping[str, Any], chunk: int) -> section.Section:
             for m, mode in enumerate(modes)
           ],
           x_label="Validation examples",
-          y_label="Cost (Eq. 9)",
+          y_label="Cost (Eq. 8)",
           level_label="all",
           dark=dark,
         ),

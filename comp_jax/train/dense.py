@@ -1,5 +1,6 @@
 """Dense training: train.py's job."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -48,10 +49,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
   # Data and model.
   data, spec, task, params = _start(config)
-  rates.check(config.train.rates, params, "train.rates")
-  schedule = setup.schedule(config.train)
+  rules = rates.check(config.train.rates, params)
   objective = step_lib.Objective(
-    prunable=rates.freezing(families.prunable(spec), schedule.rates),
+    prunable=rates.freezing(families.prunable(spec), rules),
     loss=task.loss,
     microbatches=config.train.microbatches,
     memory=task.memory(spec),
@@ -60,6 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
   # A mistake above leaves no workdir behind.
   with workdir_lib.claim(workdir, setup.plain(config)):
     # Training.
+    schedule = dataclasses.replace(setup.schedule(config.train), rates=rules)
     with (
       preemption.watch() as watch,
       checkpoints_lib.Checkpoints(workdir / "checkpoints") as checkpoints,

@@ -18,7 +18,6 @@ from comp_jax.train import (
   costs,
   fit,
   inputs,
-  rates,
   search,
   setup,
   sharding,
@@ -110,7 +109,6 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f" not {tuple(config.evaluate.rows)}"
     )
   dense = setup.load_dense(config, config.checkpoint)
-  rates.check(config.finetune.rates, dense.params, "finetune.rates")
   task = setup.task_of(
     config,
     dense.spec,

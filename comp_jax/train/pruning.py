@@ -22,7 +22,6 @@ from comp_jax.train import (
   metrics,
   preemption,
   prepare,
-  rates,
   search,
   setup,
 )
@@ -115,7 +114,7 @@ def run(
     )
     fine = dataclasses.replace(
       objective,
-      prunable=rates.freezing(families.prunable(small.spec), schedule.rates),
+      prunable=families.prunable(small.spec),
       microbatches=config.finetune.microbatches,
       memory=job.task.memory(small.spec),
     )

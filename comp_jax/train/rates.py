@@ -16,18 +16,12 @@ from comp_jax import errors
 from comp_jax.core import prunable as prunable_lib
 
 # Patterns that must match a whole '/'-joined path, and the factor on the
-# learning rate there; the first match wins, without one the factor is 1. Paths
-# are those of a model under a scan: the layers of a compact one share them.
+# learning rate there; the first match wins, without one the factor is 1.
 Rules = tuple[tuple[str, float], ...]
 
 
-def check(rules: Sequence, params: Mapping, key: str) -> None:
-  """Checks that the rules are some, and each matches an array of `params`.
-
-  Args:
-    rules: what the user typed.
-    params: of the model.
-    key: of the config, for the message of an error.
+def check(rules: Sequence, params: Mapping) -> Rules:
+  """The rules, each of which matches some array of `params`.
 
   Raises:
     UserError: not pairs of a pattern and a factor of at least 0, or a pattern
@@ -44,8 +38,8 @@ def check(rules: Sequence, params: Mapping, key: str) -> None:
       or not rule[1] >= 0
     ):
       raise errors.UserError(
-        f"config.{key} holds pairs of a pattern and a factor of at least 0, "
-        f"not {rule!r}"
+        "config.train.rates holds pairs of a pattern and a factor of at least "
+        f"0, not {rule!r}"
       )
   paths = [_path(keys) for keys, _ in jax.tree.leaves_with_path(params)]
   for pattern, _ in rules:
@@ -53,13 +47,14 @@ def check(rules: Sequence, params: Mapping, key: str) -> None:
       matched = any(re.fullmatch(pattern, path) for path in paths)
     except re.error as error:
       raise errors.UserError(
-        f"config.{key}: {pattern!r} is no regular expression ({error})"
+        f"config.train.rates: {pattern!r} is no regular expression ({error})"
       ) from error
     if not matched:
       raise errors.UserError(
-        f"config.{key}: {pattern!r} matches no array of the model; paths are "
-        f"like {', '.join(paths[:: max(len(paths) // 3, 1)][:3])}"
+        f"config.train.rates: {pattern!r} matches no array of the model; paths "
+        f"are like {', '.join(paths[:: max(len(paths) // 3, 1)][:3])}"
       )
+  return tuple((pattern, float(factor)) for pattern, factor in rules)
 
 
 def scaled(rules: Rules) -> optax.GradientTransformation:
@@ -82,9 +77,6 @@ def freezing(
   A frozen tower then costs a forward pass alone.
   """
 
-  if all(factor for _, factor in rules):
-    return prunable
-
   def forward(params: Mapping, *arguments: Any) -> Any:
     params = jax.tree_util.tree_map_with_path(
       lambda keys, leaf: (
@@ -104,5 +96,4 @@ def _factor(rules: Rules, keys: tuple) -> float:
 
 
 def _path(keys: tuple) -> str:
-  path = jax.tree_util.keystr(keys, simple=True, separator="/")
-  return re.sub(r"/layers_\d+/", "/layers/", path)
+  return jax.tree_util.keystr(keys, simple=True, separator="/")

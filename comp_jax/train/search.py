@@ -115,7 +115,7 @@ def search(
   probe = compiled.Compiled(
     stage.probe, in_shardings=(placed, split), out_shardings=placed
   )
-  modes = stage.prunable.modes
+  modes, target = stage.prunable.modes, stage.settings.target
   history, costs, first, spent = [], {}, 0, 0.0
   restored = checkpoints.restore_latest(abstract)
   if restored is None:
@@ -130,14 +130,14 @@ def search(
   scalars = writer(first)
   progress = metrics.Progress(
     plan.total,
-    target_macs=stage.settings.target * stage.settings.dense_macs,
+    target_macs=target * stage.settings.dense_macs,
     metric_name="select metric",
     first=first,
   )
   with progress, scalars:
     for index in range(first, plan.total):
       warming = index < plan.warmup_stages
-      if not warming and finished(history, stage.settings.target):
+      if not warming and finished(history, target):
         break
       if index == plan.warmup_stages and needs_probe(stage):
         state = probe(state, select)
@@ -158,7 +158,6 @@ def search(
       scalars.write(index, _scalars(row))
       stop = watch.requested()
       # The last stage is always kept: what follows may be stopped too.
-      target = stage.settings.target
       over = index + 1 == plan.total or finished(history, target)
       if stop or over or (index + 1) % plan.save_every == 0:
         checkpoints.save(

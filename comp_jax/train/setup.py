@@ -186,7 +186,6 @@ def schedule(
     warmup=section.warmup,
     weight_decay=section.weight_decay,
     save_every=section.save_every,
-    rates=tuple((pattern, float(factor)) for pattern, factor in section.rates),
   )
 
 

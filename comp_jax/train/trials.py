@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from comp_jax import errors
 from comp_jax.core import importance
 from comp_jax.core import masks as masks_lib
 from comp_jax.recipes import recipe as recipe_lib
@@ -96,10 +97,10 @@ def choices(
   select: Mapping,
   sizes: Sequence[int],
 ) -> dict[str, Any]:
-  """The costs (Eq. 9) of every mode's first stage, measured on less and less.
+  """The costs (Eq. 8) of every mode's first stage, measured on less and less.
 
-  What `lookahead` would choose by before the first stage: each mode that may
-  be pruned takes its step, which is validated before any training.
+  What `lookahead` would choose by before the first stage: each mode that is
+  not exhausted takes its step, which is validated before any training.
 
   Args:
     stage: model, objective and recipe.
@@ -109,14 +110,22 @@ def choices(
     sizes: chunks of a subset; as many disjoint subsets as there are.
 
   Returns:
-    `modes`, those that may be pruned; `whole`, their costs [m] on all examples;
+    `modes`, those that were tried; `whole`, their costs [m] on all examples;
     and `subsets`: size in chunks -> costs [n, m] on each subset.
+
+  Raises:
+    UserError: no mode has anything to remove.
   """
   chunks = jax.tree.leaves(select)[0].shape[0]
   validate = jax.jit(stage.validate)
   dense = validate(params, stage.ones, stage.off, select)
   state = _dense(stage, params, batches, dense)
   live = np.asarray(~stage.exhausted(stage.removable(state)))
+  if not live.any():
+    raise errors.UserError(
+      "no mode can remove what a stage should: raise config.ratio, or allow "
+      "more in config.prune.modes"
+    )
 
   @jax.jit
   def costs(state, select):

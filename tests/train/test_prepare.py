@@ -71,12 +71,6 @@ def test_numbers_of_a_protocol_outside_their_range(
     prepare.prepare(config)
 
 
-def test_rates_that_match_nothing_are_refused_before_the_search(config):
-  config.finetune.rates = (("visoin/.*", 0.1),)
-  with pytest.raises(errors.UserError, match="finetune.rates: 'visoin/"):
-    prepare.prepare(config)
-
-
 def test_cit_with_channels(config):
   config.model.granularity = "channel"
   with pytest.raises(errors.UserError, match="config.recipe.cit=False"):

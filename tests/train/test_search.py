@@ -97,14 +97,19 @@ def test_an_interrupted_search_ends_with_the_same_bits(whole, tmp_path):
   assert [json.loads(line)["step"] for line in lines] == list(range(5))
 
 
-def test_the_last_stage_is_kept_whenever_it_comes(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("arrived", "early"), [(2e-3, False), (0.25, True)])
+def test_the_last_stage_is_kept_whenever_it_comes(
+  tmp_path, monkeypatch, arrived, early
+):
   """A run stopped after its search does not search again."""
   monkeypatch.setattr(
     "tests.train.test_search.PLAN", dataclasses.replace(PLAN, save_every=100)
   )
-  run(tmp_path)
+  monkeypatch.setattr(search, "ARRIVED", arrived)
+  found = run(tmp_path)
+  assert (found.stages < PLAN.total) == early
   with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
-    assert saved.latest() == 5
+    assert saved.latest() == found.stages
 
 
 def test_the_whole_search_compiles_its_stage_once(whole):

@@ -19,7 +19,7 @@ from comp_jax.train import (
 )
 from tests.train import kit
 
-PLAN = search.Plan(warmup_stages=1, max_stages=3)
+PLAN = search.Plan(warmup_stages=1, max_stages=3, save_every=100)
 STAGES = 6
 SCHEDULE = fit.Schedule(steps=2, chunk=1, learning_rate=1e-3)
 MEMBERS = tuple(
@@ -103,8 +103,11 @@ def run(folder, *, devices=1, watch=None, notes=None):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-  notes = []
-  found, traces = run(tmp_path_factory.mktemp("sweep"), notes=notes)
+  notes, folder = [], tmp_path_factory.mktemp("sweep")
+  found, traces = run(folder, notes=notes)
+  # A sweep stopped after its search does not search again.
+  with checkpoints.Checkpoints(folder / "search") as saved:
+    assert saved.latest() == max(len(member.history) for member in found)
   return found, traces, notes
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from comp_jax import errors
 from comp_jax.core import importance
 from comp_jax.core import masks as masks_lib
 from comp_jax.models import families
@@ -70,6 +71,18 @@ def test_damage_is_what_the_search_would_mark_and_validate(model, monkeypatch):
     metric, _ = jax.jit(stage.validate)(params, masks, stage.off, select)
     ways = found["metric"][name]
     assert ways["layer_mean"][1] == pytest.approx(float(metric), rel=1e-4)
+    # Another way of comparing layers marks other units.
+    assert ways["z_layer"][1] != ways["layer_mean"][1]
+
+
+def test_a_choice_among_no_modes_is_refused(model):
+  stage, params = model
+  stage = dataclasses.replace(stage, allowed=())
+  select = jax.tree.map(
+    lambda x: x.reshape(4, VALIDATED, *x.shape[2:]), kit.select()
+  )
+  with pytest.raises(errors.UserError, match="no mode can remove"):
+    trials.choices(stage, params, next(kit.batches(0)), select, (1, 2))
 
 
 def test_choices_are_the_trials_of_a_lookahead_on_each_subset(model):

@@ -8,7 +8,6 @@ is refused, with all differences in one message.
 
 import importlib.util
 import pathlib
-import re
 from collections.abc import Mapping
 
 import jax
@@ -17,9 +16,9 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from comp_jax import errors
-from comp_jax.interop import layouts, store
+from comp_jax.interop import layouts, warm_start
 from comp_jax.interop import tensors as tensors_lib
-from comp_jax.models import families, presets, specs, towers
+from comp_jax.models import families, presets, specs
 
 _VIT_LAYER = layouts.LayerNames(
   norm1="norm1",
@@ -39,10 +38,6 @@ _BERT_LAYER = layouts.LayerNames(
   down="output.dense",
 )
 _LAYERS = "encoder.layer.{}."
-# What a tower has only where it looks at another one, or writes words.
-_NEW = re.compile(r"cross|merge|/transform|/output_bias")
-# The maps of a cross-attention; several images have several.
-_CROSS = re.compile(r"/cross\d*/(query|key|out)/kernel$")
 
 
 def vit_params(
@@ -166,92 +161,11 @@ def initial_params(spec: specs.ModelSpec, seed: int) -> dict:
     new = fresh["text"]["encoder"]["layers"]
     text["encoder"] = {"layers": {**new, **text["encoder"]["layers"]}}
   flat = tensors_lib.flatten({**fresh, "vision": vision, "text": text})
-  params = tensors_lib.unflatten(flat | _silent(flat))
+  params = tensors_lib.unflatten(flat | warm_start.silent(flat))
   tensors_lib.check_tree(
     params, families.param_shapes(spec), "the pretrained pair"
   )
   return params
-
-
-def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
-  """The parameters of a model whose towers begin as those of another one.
-
-  What the source lacks (heads, positions of longer texts) is random. New
-  cross-attention adds nothing yet (`_silent`) and, where the source has a joint
-  space of its size, looks at images as that space compares (`_comparing`).
-
-  Args:
-    spec: the dense model.
-    source: a model with the same towers.
-    seed: seed of what is random.
-
-  Raises:
-    UserError: names each array of a tower that does not fit.
-  """
-  if not towers.is_dense(source.spec):
-    raise errors.UserError(
-      "config.train.towers: a compact model, whose layers have widths of their "
-      "own; name the dense one"
-    )
-  params = tensors_lib.flatten(
-    jax.tree.map(np.asarray, families.initial_params(spec, seed))
-  )
-  known = {
-    key: array
-    for key, array in tensors_lib.flatten(source.params).items()
-    if key in params and key.split("/")[0] in spec.towers
-  }
-  wanted = {
-    key: array
-    for key, array in params.items()
-    if key in known
-    or (key.split("/")[0] in source.spec.towers and not _NEW.search(key))
-  }
-  positions = "text/position_embedding"
-  if positions in known:
-    # Longer texts have positions that are new, shorter ones need fewer.
-    rows, fresh = known[positions], params[positions]
-    if rows.shape[1:] == fresh.shape[1:]:
-      rows = np.concatenate([rows[: len(fresh)], fresh[len(rows) :]])
-    known[positions] = rows
-  tensors_lib.check_tree(known, wanted, "config.train.towers")
-  new = {key: array for key, array in params.items() if key not in known}
-  new |= _silent(new) | _comparing(new, source)
-  return tensors_lib.unflatten(new | jax.tree.map(np.asarray, known))
-
-
-def _silent(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Output kernels of new cross-attention: zeros.
-
-  A random one writes vectors longer than the text states that it adds them to,
-  and little of the text is left for training to begin with.
-  """
-  return {
-    key: np.zeros_like(array)
-    for key, array in params.items()
-    if (found := _CROSS.search(key)) and found[1] == "out"
-  }
-
-
-def _comparing(
-  params: Mapping[str, np.ndarray], source: store.Loaded
-) -> dict[str, np.ndarray]:
-  """Queries and keys of the last layer's cross-attention: the projections.
-
-  The states of the last layer are the ones that the joint space of the source
-  was trained on: how far a text looks at an image's [CLS] beside its patches
-  then says how well they match, before any training.
-  """
-  tower = {"query": "text_projection", "key": "vision_projection"}
-  begun = {}
-  for key, array in params.items():
-    found = _CROSS.search(key)
-    projection = source.params.get(tower.get(found[1], "")) if found else None
-    if projection is None or projection["kernel"].size != array[-1].size:
-      continue
-    kernel = np.reshape(projection["kernel"], array.shape[1:])
-    begun[key] = np.concatenate([array[:-1], kernel[None]])
-  return begun
 
 
 def _dinov2_s14(spec: specs.VitSpec) -> dict:

@@ -82,7 +82,7 @@ def tiny_blip(
   """The tiny towers as a BLIP for 64-pixel images.
 
   Args:
-    family: `nlvr` or `vqa`.
+    family: `nlvr`, `retrieval` or `vqa`.
     vocab_size: rows of the word table.
     image_size: side of the images, a multiple of 8.
     max_length: rows of the text's position table.
@@ -119,10 +119,13 @@ def tiny_blip(
         bos_id=bos_id, encoder=looking(2, causal=True), **words
       ),
     )
-  encoder = looking(crosses=2, merge_from=1)
-  return specs.NlvrSpec(
-    vision=vision, text=specs.BertSpec(readout="cls", encoder=encoder, **words)
-  )
+  merging = {"crosses": 2, "merge_from": 1} if family == "nlvr" else {}
+  text = specs.BertSpec(readout="cls", encoder=looking(**merging), **words)
+  if family == "retrieval":
+    return specs.RetrievalSpec(
+      vision=vision, text=text, joint_width=pair.joint_width
+    )
+  return specs.NlvrSpec(vision=vision, text=text)
 
 
 def dinov2_s14_minilm(
@@ -359,10 +362,11 @@ _CLIP_B = {"vision_width": 768, "vision_depth": 12, "text_width": 512}
 _CLIP_L = {"vision_width": 1024, "vision_depth": 24, "text_width": 768}
 
 # Trained from random weights, with a vocabulary of the data's own.
-FROM_SCRATCH = ("tiny", "tiny_nlvr", "tiny_vqa")
+FROM_SCRATCH = ("tiny", "tiny_nlvr", "tiny_retrieval", "tiny_vqa")
 NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "tiny": tiny,
   "tiny_nlvr": functools.partial(tiny_blip, family="nlvr"),
+  "tiny_retrieval": functools.partial(tiny_blip, family="retrieval"),
   "tiny_vqa": functools.partial(tiny_blip, family="vqa"),
   "dinov2_s14_minilm": dinov2_s14_minilm,
   "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,

@@ -8,7 +8,7 @@ import ml_collections
 
 from comp_jax import errors
 from comp_jax.data import tokenizers
-from comp_jax.interop import atomic, pretrained, store
+from comp_jax.interop import atomic, pretrained, store, warm_start
 from comp_jax.interop import load as load_lib
 from comp_jax.models import families, presets, specs
 from comp_jax.train import checkpoints as checkpoints_lib
@@ -135,7 +135,7 @@ def _start(config):
 
 def _initial(config, spec, data, towers):
   if towers:
-    return pretrained.begun_with(spec, towers, config.seed)
+    return warm_start.begun_with(spec, towers, config.seed)
   if config.model.pretrained:
     params = pretrained.initial_params(spec, config.seed)
     if config.train.ridge_examples:

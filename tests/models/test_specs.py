@@ -98,6 +98,7 @@ def test_presets_by_name():
     "dinov2_s14_minilm",
     "dinov2_s14_minilm_itm",
     "tiny_nlvr",
+    "tiny_retrieval",
     "tiny_vqa",
     *blips,
     *(f"{name}_large" for name in blips),

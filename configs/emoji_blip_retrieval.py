@@ -1,0 +1,44 @@
+"""BLIP's retrieval in small, on emoji: momentum contrast, matching, re-ranking.
+
+The towers of `assets/emoji_tiny` with new cross-attention, all five modes.
+`nlvr_emoji` begins with what this one learns, as BLIP's NLVR2 does with BLIP.
+
+  python train.py --config=configs/emoji_blip_retrieval.py \\
+    --workdir=runs/emoji_blip
+  python prune.py --config=configs/emoji_blip_retrieval.py \\
+    --workdir=runs/emoji_blip_comp_0.7 --config.ratio=0.7
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = common.get_config()
+  c.name = "emoji_blip_retrieval"
+  c.checkpoint = "runs/emoji_blip/model"
+  c.data.name = "emoji"
+  c.data.text_length = 24
+  c.data.report_splits = ("select", "test")
+  c.data.augment.crop_scale = (0.6, 1.0)
+  c.data.augment.jitter = 0.2
+  c.data.augment.word_dropout = 0.2
+  c.task.queue = 512
+  c.task.rerank = 32
+  c.model.preset = "tiny_retrieval"
+  c.prune.num_stages = 16
+  c.prune.max_stages = 22
+  c.prune.stage_steps = 5
+  c.prune.cost = "immediate"
+  c.prune.validation = 128
+  c.prune.validation_chunk = 128
+  c.prune.calibration = 64
+  c.prune.learning_rate = 3e-4
+  c.finetune.steps = 110
+  c.finetune.learning_rate = 5e-4
+  c.train.towers = "assets/emoji_tiny"
+  c.train.learning_rate = 5e-4
+  c.train.steps = 800
+  c.train.batch_size = 64
+  return c

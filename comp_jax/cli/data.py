@@ -18,9 +18,16 @@ def add(verbs: argparse._SubParsersAction) -> None:
   )
   nlvr.add_argument("--to", required=True, help="folder to make")
   nlvr.add_argument("--source", help="folder of the emoji file")
-  nlvr.add_argument("--train", type=int, default=12000, help="statements")
+  nlvr.add_argument("--train", type=int, default=48000, help="statements")
   nlvr.add_argument("--dev", type=int, default=2000, help="statements")
   nlvr.add_argument("--seed", type=int, default=0)
+  nlvr.add_argument(
+    "--forms",
+    nargs="+",
+    default=(),
+    choices=tuple(nlvr_emoji.FORMS),
+    help="of statements, all unless given",
+  )
   nlvr.set_defaults(run=run)
 
 
@@ -33,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     train=arguments.train,
     dev=arguments.dev,
     seed=arguments.seed,
+    forms=arguments.forms,
   )
   for split, scores in found.items():
     row = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())

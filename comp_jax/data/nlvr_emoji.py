@@ -13,12 +13,12 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from comp_jax import errors
-from comp_jax.data import emoji, images, records
+from comp_jax.data import emoji, records
 
 _COLUMNS = ("code", "style", "name", "group", "webp")
 _TRAIN_STYLES = ("google", "twitter")
@@ -62,10 +62,14 @@ class Generator:
   Args:
     drawings: what may be shown.
     seed: of all choices.
+    forms: names of FORMS; none for all of them.
   """
 
-  def __init__(self, drawings: Sequence[Emoji], seed: int):
+  def __init__(
+    self, drawings: Sequence[Emoji], seed: int, forms: Sequence[str] = ()
+  ):
     self._all = list(drawings)
+    self._forms = [FORMS[name] for name in forms or FORMS]
     self._rng = np.random.default_rng(seed)
     self._of_group = collections.defaultdict(list)
     for drawing in self._all:
@@ -78,7 +82,7 @@ class Generator:
     """`count` statements, all forms and both labels in turn, shuffled."""
     claims = []
     for index in range(count):
-      form = _FORMS[index // 2 % len(_FORMS)]
+      form = self._forms[index // 2 % len(self._forms)]
       claims.append(form(self, index % 2 == 1))
     self._rng.shuffle(claims)
     return claims
@@ -223,14 +227,14 @@ def _two(pair, a, b) -> tuple[str, str]:
   return tuple(roles.get(one.name, "") for one in pair)
 
 
-_FORMS: tuple[Callable[[Generator, bool], Claim], ...] = (
-  _side,
-  _and,
-  _or,
-  _neither,
-  _both,
-  _exactly_one,
-)
+FORMS: Mapping[str, Callable[[Generator, bool], Claim]] = {
+  "side": _side,
+  "and": _and,
+  "or": _or,
+  "neither": _neither,
+  "both": _both,
+  "exactly_one": _exactly_one,
+}
 
 
 def blind(claims: Sequence[Claim]) -> dict[str, float]:
@@ -258,9 +262,10 @@ def write(
   source: pathlib.Path,
   to: pathlib.Path,
   *,
-  train: int = 12000,
+  train: int = 48000,
   dev: int = 2000,
   seed: int = 0,
+  forms: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
   """Writes `nlvr_train.json`, `nlvr_dev.json` and the images; blind scores.
 
@@ -273,6 +278,7 @@ def write(
     train: statements for training.
     dev: statements to report on.
     seed: of the generator.
+    forms: names of FORMS; none for all of them.
 
   Raises:
     UserError: no emoji data, or a folder that is not empty.
@@ -292,13 +298,13 @@ def write(
     prefix=f".{to.name}.", dir=to.parent
   ) as folder:
     made = pathlib.Path(folder) / "made"
-    found = _write(rows, made, train, dev, seed)
+    found = _write(rows, made, train, dev, seed, forms)
     # Whole or not at all.
     os.replace(made, to)
   return found
 
 
-def _write(rows, to, train, dev, seed) -> dict[str, dict[str, float]]:
+def _write(rows, to, train, dev, seed, forms) -> dict[str, dict[str, float]]:
   (to / "images").mkdir(parents=True)
   found = {}
   for split, styles, count, offset in (
@@ -308,10 +314,10 @@ def _write(rows, to, train, dev, seed) -> dict[str, dict[str, float]]:
     drawings = []
     for row in rows:
       if row["style"] in styles:
-        name = f"images/{row['code']}-{row['style']}.png"
-        images.decode(row["webp"]).save(to / name)
+        name = f"images/{row['code']}-{row['style']}.webp"
+        (to / name).write_bytes(records.checked_image(row["webp"], name))
         drawings.append(Emoji(name=row["name"], group=row["group"], file=name))
-    claims = Generator(drawings, seed * 2 + offset).statements(count)
+    claims = Generator(drawings, seed * 2 + offset, forms).statements(count)
     entries = [
       {
         "images": [one.file for one in claim.pair],

@@ -71,6 +71,13 @@ def test_the_same_seed_gives_the_same_statements(claims):
   assert other != claims
 
 
+def test_a_first_lesson_has_the_forms_that_it_names():
+  lesson = nlvr_emoji.Generator(DRAWINGS, seed=0, forms=["side"])
+  claims = lesson.statements(200)
+  assert {claim.form for claim in claims} == {"left name", "right name"}
+  assert sum(claim.label for claim in claims) == 100
+
+
 def test_the_folder_is_read_by_the_loader_of_nlvr2(tmp_path, capsys):
   to = tmp_path / "nlvr"
   arguments = ["--to", str(to), "--train", "24", "--dev", "12"]
@@ -80,8 +87,11 @@ def test_the_folder_is_read_by_the_loader_of_nlvr2(tmp_path, capsys):
   assert len(splits["dev"]) == 12
   assert len(splits["train"]) + len(splits["select"]) == 24
   entry = json.loads((to / "nlvr_dev.json").read_text())[0]
-  assert entry["images"][0].endswith("-fluent3d.png")
+  assert entry["images"][0].endswith("-fluent3d.webp")
   assert verbs.main(["data", "nlvr_emoji", *arguments]) == 2
   assert "not empty" in capsys.readouterr().err
+  with pytest.raises(SystemExit):
+    verbs.main(["data", "nlvr_emoji", *arguments, "--forms", "nor"])
+  assert "exactly_one" in capsys.readouterr().err
   with pytest.raises(errors.UserError, match="no emoji_64px.parquet"):
     nlvr_emoji.write(tmp_path / "gone", tmp_path / "x")

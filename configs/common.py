@@ -94,6 +94,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.num_stages = 20
   c.prune.max_stages = 40
   c.prune.warmup_stages = 1
+  # A mode whose step would remove less than this share of a stage's MACs rests
+  # while others can do more.
+  c.prune.least_step = 0.1
   # Training steps of a stage.
   c.prune.stage_steps = 20
   c.prune.batch_size = 64

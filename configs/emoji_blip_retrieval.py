@@ -39,6 +39,6 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetune.learning_rate = 5e-4
   c.train.towers = "assets/emoji_tiny"
   c.train.learning_rate = 5e-4
-  c.train.steps = 800
+  c.train.steps = 1000
   c.train.batch_size = 64
   return c

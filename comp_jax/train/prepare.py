@@ -163,6 +163,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       target=target,
       stage_macs=config.ratio / config.prune.num_stages,
       calibration=min(config.prune.calibration, available),
+      least_step=config.prune.least_step,
       cost=config.prune.cost,
     ),
     allowed=allowed,

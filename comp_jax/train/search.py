@@ -18,6 +18,8 @@ from comp_jax.train import state as state_lib
 # Above the target by less than this fraction of dense, the search has arrived:
 # `settle` removes the rest.
 ARRIVED = 2e-3
+# A last adjustment that removes less of the dense MACs needs no word.
+SHORT = 0.02
 # Training alone may lose this part of the metric before somebody is told.
 HARM = 0.1
 
@@ -177,6 +179,8 @@ def search(
       if stop:
         checkpoints.wait()
         raise fit.Interrupted("pruning")
+    if told := short(history, target):
+      progress.note(told)
   checkpoints.wait()
   settle = compiled.Compiled(
     stage.settle, in_shardings=(placed, split), out_shardings=placed
@@ -218,6 +222,19 @@ def harmful(warmup: Sequence[Mapping]) -> str:
   return (
     f"training without pruning took the select metric from {before:.4g} to "
     f"{after:.4g}: config.prune.learning_rate may be too high for this model"
+  )
+
+
+def short(history: Sequence[Mapping], target: float) -> str:
+  """What to tell of a search whose stages were over before it arrived."""
+  left = history[-1]["macs_fraction"] - target
+  if finished(history, target) or left <= SHORT:
+    return ""
+  return (
+    f"the search ended {left:.1%} of the dense MACs above its target: the last "
+    "adjustment removes them at once, without training; raise "
+    "config.prune.max_stages, or config.prune.least_step if a mode was chosen "
+    "again and again for small steps"
   )
 
 

@@ -19,9 +19,6 @@ from comp_jax.train import step as step_lib
 EXHAUSTED = 1e-3
 # A stage takes at most this share of what its mode can still remove.
 STAGE_SHARE = 0.2
-# A step below this share of a stage's MACs drowns in the drift of the token
-# counts: its cost says nothing. The mode rests while others can do more.
-TOO_SMALL = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +30,9 @@ class Settings:
     target: MACs to reach, as a fraction of dense.
     stage_macs: MACs a stage removes, as a fraction of dense.
     calibration: validation examples on which theta is bisected.
+    least_step: share of a stage's MACs. A smaller step drowns in the drift of
+      the token counts and in what training gains meanwhile, so its cost says
+      little: the mode rests while others can do more.
     bisections: halvings of theta's range.
     cost: `eq8` (after training) or `immediate`.
   """
@@ -41,6 +41,7 @@ class Settings:
   target: float | Float[Array, ""]
   stage_macs: float | Float[Array, ""]
   calibration: int
+  least_step: float = 0.1
   bisections: int = 12
   cost: str = "eq8"
 
@@ -113,7 +114,7 @@ class Thresholds:
     """Modes that have nothing left to remove, or too little to be judged."""
     empty = removable < EXHAUSTED
     step = STAGE_SHARE * removable
-    small = empty | (step < TOO_SMALL * self.settings.stage_macs)
+    small = empty | (step < self.settings.least_step * self.settings.stage_macs)
     return jnp.where(jnp.all(small), empty, small)
 
   def progress(self, state: state_lib.SearchState) -> Float[Array, ""]:

@@ -2,6 +2,8 @@
 
 The towers of `assets/emoji_tiny` with new cross-attention, all five modes.
 `nlvr_emoji` begins with what this one learns, as BLIP's NLVR2 does with BLIP.
+Dense: T2I / I2T R@10 0.282 / 0.207 on the unseen style, one seed, 13 minutes of
+two CPU cores.
 
   python train.py --config=configs/emoji_blip_retrieval.py \\
     --workdir=runs/emoji_blip

@@ -26,7 +26,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     nargs="+",
     default=(),
     choices=tuple(nlvr_emoji.FORMS),
-    help="of statements, all unless given",
+    help="forms of statements; all unless given",
   )
   nlvr.set_defaults(run=run)
 

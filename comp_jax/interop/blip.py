@@ -121,8 +121,8 @@ def nlvr(
   """The spec and the parameters of a BLIP for NLVR2; see `matching`.
 
   A generic BLIP, with one cross-attention per layer, serves as a start: its
-  cross-attention is doubled, the merging maps begin as the mean of the two,
-  and the head, which it does not have, begins at random (spec `upop.md` 3.4).
+  cross-attention is doubled (spec `upop.md` 3.4), the merging maps begin as the
+  mean of the two, and the head, which it does not have, begins at random.
   """
   arrays = dict(arrays)
   generic = not is_nlvr(arrays)

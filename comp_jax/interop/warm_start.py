@@ -26,7 +26,8 @@ _PROJECTIONS = ("vision_projection", "text_projection")
 def begun_with(spec: specs.ModelSpec, source: store.Loaded, seed: int) -> dict:
   """The parameters of a model whose towers begin as those of another one.
 
-  What the source lacks (heads, positions of longer texts) is random. Of one
+  What the source lacks (heads, positions of longer texts) is random. The
+  projections to a joint space of the same width come along. Of one
   cross-attention come several (`_doubled`); where the source has none, the new
   one adds nothing yet (`silent`) and, if there is a joint space of its size,
   looks at images as that space compares (`_comparing`).
@@ -93,7 +94,8 @@ def _stays(key, array, own, spec) -> bool:
   """Whether an array of the source is one of the new model's."""
   name = key.split("/")[0]
   if name in _PROJECTIONS:
-    # A joint space of another width is learnt anew.
+    # A joint space of another width is learnt anew. One of the same is a start
+    # even where the new text is read out differently ([CLS] for the mean).
     return array.shape == own.shape
   return name in spec.towers
 
@@ -103,7 +105,8 @@ def _doubled(
 ) -> dict[str, np.ndarray]:
   """One trained cross-attention as each of several, whose mean is taken.
 
-  BLIP's authors begin NLVR2 so (spec `upop.md` 3.4).
+  The doubling is that of BLIP's authors for NLVR2 (spec `upop.md` 3.4), whose
+  merging maps are random; the mean is ours.
   """
   begun = {
     key: given[single]

@@ -103,7 +103,8 @@ _STAGE = Record(
       value=_measured("theta"), doc="token threshold of each tower"
     ),
     "exhausted": Table(
-      value=Leaf(kind="bool"), doc="modes that have nothing left to remove"
+      value=Leaf(kind="bool"),
+      doc="modes that have nothing left to remove, or rest (prune.least_step)",
     ),
     "loss": _measured("mean training loss over the stage"),
     "seconds": _measured("wall time of the stage"),

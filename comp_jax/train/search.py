@@ -227,8 +227,10 @@ def harmful(warmup: Sequence[Mapping]) -> str:
 
 def short(history: Sequence[Mapping], target: float) -> str:
   """What to tell of a search whose stages were over before it arrived."""
+  if not history or finished(history, target):
+    return ""
   left = history[-1]["macs_fraction"] - target
-  if finished(history, target) or left <= SHORT:
+  if left <= SHORT:
     return ""
   return (
     f"the search ended {left:.1%} of the dense MACs above its target: the last "

@@ -16,6 +16,7 @@ from comp_jax.train import (
   examples,
   preemption,
   prepare,
+  search,
   setup,
   sweep,
   sweep_loop,
@@ -183,7 +184,7 @@ def _result(job, metrics, point, member, traces) -> dict[str, Any]:
     "ratio": ratio,
     "seed": int(point.get("seed", job.config.seed)),
     "status": "failed" if member.failed else "done",
-    "reason": member.failed,
+    "reason": member.failed or search.short(member.history, 1.0 - ratio),
     "how": HOW,
     "macs": {
       "dense": dense,

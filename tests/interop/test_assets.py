@@ -1,4 +1,4 @@
-"""The dense models that the repository holds know what their cards say."""
+"""The dense models that the repository holds."""
 
 import pathlib
 
@@ -14,17 +14,18 @@ ASSETS = pathlib.Path(__file__).parents[2] / "assets"
 FAST = {"xla_backend_optimization_level": 0}
 
 
-def test_the_model_for_pairs_tells_true_from_false():
+def test_the_model_for_pairs_tells_true_from_false_in_an_unseen_style():
   rows = records.read_parquet(
     ASSETS / "emoji" / emoji.FILE, ("code", "style", "name", "group", "webp")
   )
   pictures = {
-    row["code"]: row["webp"] for row in rows if row["style"] == "google"
+    row["code"]: row["webp"] for row in rows if row["style"] == "fluent3d"
   }
   drawings = [
     nlvr_emoji.Emoji(name=row["name"], group=row["group"], file=row["code"])
     for row in rows
-    if row["style"] == "google"
+    if row["style"] == "fluent3d"
+    and row["group"] not in ("flags", "components")
   ]
   claims = nlvr_emoji.Generator(drawings, seed=5, forms=["side"])
   claims = claims.statements(128)
@@ -49,7 +50,7 @@ def test_the_model_for_pairs_tells_true_from_false():
   )
   said = np.argmax(run(model.params, batch), axis=-1)
   labels = np.array([claim.label for claim in claims])
-  assert np.mean(said == labels) > 0.85
+  assert np.mean(said == labels) > 0.65
 
 
 @pytest.mark.parametrize("name", ["emoji_tiny", "nlvr_emoji"])

@@ -94,7 +94,7 @@ def test_towers_of_other_sizes_are_named():
     warm_start.begun_with(nlvr, source, seed=0)
 
 
-def test_a_joint_space_goes_on_where_it_has_the_same_width():
+def test_projections_come_along_to_a_joint_space_of_the_same_width():
   source = _sevens(presets.spec("tiny", vocab_size=40, max_length=24))
   blip = presets.spec("tiny_retrieval", vocab_size=40, max_length=24)
   begun = warm_start.begun_with(blip, source, seed=0)
@@ -111,8 +111,13 @@ def test_a_joint_space_goes_on_where_it_has_the_same_width():
 
 def test_two_images_begin_with_what_was_learnt_on_one():
   single = presets.spec("tiny_retrieval", vocab_size=40, max_length=24)
+  rng = np.random.default_rng(0)
+  # Biases and norms too: what is lost would show.
   source = store.Loaded(
-    params=jax.device_get(families.initial_params(single, 3)),
+    params=jax.tree.map(
+      lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32),
+      families.param_shapes(single),
+    ),
     spec=single,
     policies={},
     tokenizer_json="",
@@ -120,7 +125,6 @@ def test_two_images_begin_with_what_was_learnt_on_one():
   )
   nlvr = presets.spec("tiny_nlvr", vocab_size=40, max_length=24)
   params = warm_start.begun_with(nlvr, source, seed=0)
-  rng = np.random.default_rng(0)
   image = blocks.Source(
     x=jnp.asarray(rng.normal(size=(3, 9, 96)), jnp.float32),
     valid=jnp.ones((3, 9), bool),

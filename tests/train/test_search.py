@@ -122,6 +122,8 @@ def test_the_number_of_devices_changes_no_choice(
 ):
   # Beside it: a random model has nothing to lose, so harm is told at once.
   monkeypatch.setattr(search, "HARM", -1.0)
+  monkeypatch.setattr(search, "ARRIVED", -1.0)
+  monkeypatch.setattr(search, "SHORT", -1.0)
   other = run(tmp_path, devices=8)
   assert [row["mode"] for row in other.history] == [
     row["mode"] for row in whole.history
@@ -136,6 +138,7 @@ def test_the_number_of_devices_changes_no_choice(
   assert first["loss"] == pytest.approx(same["loss"], abs=1e-5)
   said = capsys.readouterr().out
   assert said.count("learning_rate may be too high") == 1
+  assert said.count("of the dense MACs above its target") == 1
 
 
 def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):

@@ -165,6 +165,25 @@ def test_probe_commits_nothing():
   kit.same_bits(dataclasses.replace(probed, strategy=state.strategy), state)
 
 
+@pytest.mark.parametrize(
+  ("removable", "resting"),
+  [
+    ((0.4, 0.35, 0.3, 0.0), (False, False, True, True)),
+    # Nobody can do more: what is left is taken.
+    ((0.3, 0.3, 5e-4, 0.0), (False, False, True, True)),
+  ],
+)
+def test_a_mode_whose_step_is_small_rests_while_others_can_do_more(
+  removable, resting
+):
+  stage = kit.make_stage(ratio=0.5, stages=4)
+  # A stage removes 0.125, and at most a fifth of what its mode has left.
+  settings = dataclasses.replace(stage.settings, least_step=0.5)
+  stage = dataclasses.replace(stage, settings=settings)
+  found = stage.exhausted(jnp.asarray(removable))
+  np.testing.assert_array_equal(found, resting)
+
+
 @pytest.mark.slow
 def test_lookahead_chooses_by_trial_steps_of_its_own_state():
   three = ("vision_params", "language_params", "vision_tokens")

@@ -13,38 +13,23 @@ two CPU cores), pruned by 0.7 0.256 / 0.197 (docs/results.md).
 
 import ml_collections
 
-from configs import common
+from configs import emoji_tiny
 
 
 def get_config() -> ml_collections.ConfigDict:
-  c = common.get_config()
+  c = emoji_tiny.get_config()
   c.name = "emoji_blip_retrieval"
   c.checkpoint = "runs/emoji_blip/model"
-  c.data.name = "emoji"
-  c.data.text_length = 24
-  c.data.report_splits = ("select", "test")
-  c.data.augment.crop_scale = (0.6, 1.0)
-  c.data.augment.jitter = 0.2
-  c.data.augment.word_dropout = 0.2
   c.task.queue = 512
   c.task.rerank = 32
   c.model.preset = "tiny_retrieval"
+  c.model.remat = False
   c.recipe.name = "comp_wanda"
   # At the 0.1 of the other configs MPS spent 18 of 22 stages on ever smaller
   # steps of two modes, and never arrived.
   c.prune.least_step = 0.25
-  c.prune.num_stages = 16
-  c.prune.max_stages = 22
-  c.prune.stage_steps = 5
-  c.prune.cost = "immediate"
-  c.prune.validation = 128
-  c.prune.validation_chunk = 128
-  c.prune.calibration = 64
-  c.prune.learning_rate = 3e-4
-  c.finetune.steps = 110
   c.finetune.learning_rate = 5e-4
   c.train.towers = "assets/emoji_tiny"
   c.train.learning_rate = 5e-4
   c.train.steps = 1000
-  c.train.batch_size = 64
   return c

@@ -221,8 +221,9 @@ class Stage(thresholds.Thresholds):
     masks = self.faded(start, marked, 1.0)
 
     immediate, counts = self.validate(state.params, masks, thetas, select)
+    immediate_macs = self.macs(masks, counts)
     immediate_cost = mps.stage_cost(
-      state.metric, immediate, state.macs, self.macs(masks, counts)
+      state.metric, immediate, state.macs, immediate_macs
     )
     params, optimizer, memory, statistics, losses = self.train(
       start, marked, thetas, batches
@@ -230,13 +231,13 @@ class Stage(thresholds.Thresholds):
     metric, counts = self.validate(params, masks, thetas, select)
     macs = self.macs(masks, counts)
     cost = mps.stage_cost(state.metric, metric, state.macs, macs)
-    learned = mps.update(
-      state.strategy,
-      mode,
-      cost if learns_from == "eq8" else immediate_cost,
-      state.macs - macs,
-      self.recipe.strategy,
+    # A cost and the MACs that it is per: both after training, or both before.
+    lesson = (
+      (cost, state.macs - macs)
+      if learns_from == "eq8"
+      else (immediate_cost, state.macs - immediate_macs)
     )
+    learned = mps.update(state.strategy, mode, *lesson, self.recipe.strategy)
     strategy = jax.tree.map(
       lambda new, old: jnp.where(active, new, old), learned, state.strategy
     )

@@ -165,6 +165,31 @@ def test_probe_commits_nothing():
   kit.same_bits(dataclasses.replace(probed, strategy=state.strategy), state)
 
 
+@pytest.mark.parametrize("learns_from", ["eq8", "immediate"])
+def test_a_cost_is_learnt_where_its_own_macs_fell(learns_from):
+  """Training lets token counts drift: MACs fall by more or less than asked."""
+  stage = kit.make_stage(allowed=("vision_tokens",), ratio=0.3)
+  settings = dataclasses.replace(stage.settings, cost=learns_from)
+  stage = dataclasses.replace(stage, settings=settings)
+  state, batches = kit.initial(stage), next(kit.batches(0))
+  _, record = jax.jit(stage)(state, batches, kit.select(), ON)
+  lost = record.metric_before - record.metric_immediate
+  deltas = {
+    "eq8": float(record.macs_before - record.macs),
+    "immediate": float(lost / record.immediate_cost),
+  }
+  assert abs(deltas["eq8"] - deltas["immediate"]) > 1e-3
+  # Between the two: one of them counts as a fall, the other does not.
+  least = sum(deltas.values()) / 2
+  strategy = dataclasses.replace(stage.recipe.strategy, min_delta=least)
+  recipe = dataclasses.replace(stage.recipe, strategy=strategy)
+  stage = dataclasses.replace(stage, recipe=recipe)
+  after, again = jax.jit(stage)(state, batches, kit.select(), ON)
+  cost = again.cost if learns_from == "eq8" else again.immediate_cost
+  expected = cost if deltas[learns_from] > least else 0.0
+  np.testing.assert_allclose(after.strategy.cost[int(again.mode)], expected)
+
+
 @pytest.mark.parametrize(
   ("removable", "resting"),
   [

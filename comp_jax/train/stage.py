@@ -22,6 +22,9 @@ from comp_jax.train import thresholds
 
 # More than this fraction of dense above the target is no drift.
 FAR = 1e-2
+# Of the MACs that a stage removed, what must be gone after its training too,
+# or the cost after it says nothing of the mode.
+STAYED = 0.5
 # Less than this is rounding: float32 sums of MACs, in one order or another.
 ROUNDING = 1e-6
 
@@ -231,13 +234,17 @@ class Stage(thresholds.Thresholds):
     metric, counts = self.validate(params, masks, thetas, select)
     macs = self.macs(masks, counts)
     cost = mps.stage_cost(state.metric, metric, state.macs, macs)
-    # A cost and the MACs that it is per: both after training, or both before.
-    lesson = (
-      (cost, state.macs - macs)
-      if learns_from == "eq8"
-      else (immediate_cost, state.macs - immediate_macs)
+    removed = state.macs - immediate_macs
+    # Where token counts drifted back, Eq. 8 divides by next to nothing.
+    stayed = state.macs - macs >= STAYED * removed
+    after_training = stayed & (learns_from == "eq8")
+    learned = mps.update(
+      state.strategy,
+      mode,
+      jnp.where(after_training, cost, immediate_cost),
+      removed,
+      self.recipe.strategy,
     )
-    learned = mps.update(state.strategy, mode, *lesson, self.recipe.strategy)
     strategy = jax.tree.map(
       lambda new, old: jnp.where(active, new, old), learned, state.strategy
     )

@@ -26,6 +26,11 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.augment.flip = 0.5
   c.data.augment.jitter = 0.0
   c.data.augment.word_dropout = 0.0
+  # Random operations of BLIP's ten on each picture.
+  c.data.augment.operations = 0
+  # Probability that a pair of pictures changes places, and left and right in
+  # its text with it.
+  c.data.augment.swap = 0.0
 
   c.task = ml_collections.ConfigDict()
   # Features that momentum contrast remembers (BLIP's retrieval; CLIP with a

@@ -11,6 +11,7 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
   c = common.get_config()
+  c.data.augment.operations = 2
   c.model.image_size = 384
   c.model.dtype = "bfloat16"
   c.model.remat = True

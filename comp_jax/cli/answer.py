@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from comp_jax import errors
-from comp_jax.cli import shell
+from comp_jax.cli import measured, shell
 from comp_jax.interop import load as load_lib
 
 
@@ -31,8 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
   if not folder.is_dir():
     raise errors.UserError(f"--to {arguments.to}: there is no folder {folder}")
   config = shell.load_config(arguments.config)
-  inner = pathlib.Path(arguments.model) / "model"
-  loaded = load_lib.load(str(inner) if inner.is_dir() else arguments.model)
+  loaded = load_lib.load(measured.model(arguments.model))
   found = answers.answers(config, loaded, arguments.split)
   answers.write(arguments.to, found)
   print(f"{len(found)} answers: {arguments.to}")

@@ -1,4 +1,4 @@
-"""What the subjects of `inspect` share: options, the job, how all is shown."""
+"""What the verbs that measure share: options, the job, how all is shown."""
 
 import argparse
 import json
@@ -66,9 +66,7 @@ def prepared(arguments: argparse.Namespace, chunk: int | None = None):
       f"--examples must be 1 or more, not {arguments.examples}"
     )
   if arguments.model:
-    path = pathlib.Path(arguments.model)
-    inner = path / "model"
-    config.checkpoint = str(inner if inner.is_dir() else path)
+    config.checkpoint = str(model(arguments.model))
   if getattr(arguments, "recipe", None):
     config.recipe.name = arguments.recipe
   config.prune.validation = arguments.examples
@@ -83,6 +81,12 @@ def prepared(arguments: argparse.Namespace, chunk: int | None = None):
       )
       raise errors.UserError(f"{option}: {error}") from error
     raise
+
+
+def model(path: str) -> pathlib.Path:
+  """The folder or file of a model, or the model in the workdir of a run."""
+  inner = pathlib.Path(path) / "model"
+  return inner if inner.is_dir() else pathlib.Path(path)
 
 
 def count(job) -> int:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from comp_jax import errors
 
@@ -20,6 +20,8 @@ class AugmentSpec:
   flip: float = 0.5  # Probability of a horizontal flip.
   jitter: float = 0.0  # Brightness, contrast, saturation in 1 +- jitter.
   word_dropout: float = 0.0  # Probability that a word of the text is left out.
+  operations: int = 0  # Random ones of BLIP's ten, each half of the time.
+  swap: float = 0.0  # Probability that a pair of images changes places.
 
   def __post_init__(self):
     for name in ("crop_scale", "crop_ratio"):
@@ -30,11 +32,15 @@ class AugmentSpec:
           f"augment.{name} must be (low, high) with 0 < low <= high"
           f"{' <= 1' if name == 'crop_scale' else ''}, not {(low, high)}."
         )
-    for name in ("flip", "jitter", "word_dropout"):
+    for name in ("flip", "jitter", "word_dropout", "swap"):
       if not 0 <= getattr(self, name) <= 1:
         raise errors.UserError(
           f"augment.{name} must be in [0, 1], not {getattr(self, name)}."
         )
+    if self.operations < 0:
+      raise errors.UserError(
+        f"augment.operations must be 0 or more, not {self.operations}."
+      )
 
 
 Picture = bytes | Image.Image  # Encoded, or decoded by `decode`.
@@ -102,7 +108,50 @@ def augment(
     ):
       factor = rng.uniform(1 - spec.jitter, 1 + spec.jitter)
       image = enhance(image).enhance(factor)
+  for _ in range(spec.operations):
+    operation = _OPERATIONS[rng.integers(len(_OPERATIONS))]
+    if rng.uniform() < 0.5:
+      image = operation(image, 1 if rng.uniform() < 0.5 else -1)
   return np.asarray(image)
+
+
+def _moved(
+  image: Image.Image, sign: int, x: tuple[float, ...], y: tuple[float, ...]
+) -> Image.Image:
+  """The picture under an affine map, grey where nothing of it falls.
+
+  Args:
+    image: what is moved.
+    sign: 1, or -1 for the opposite movement.
+    x: of a pixel at (x, y), how far it lies from where it came from: factors
+      of x and y, and pixels.
+    y: the same along y.
+  """
+  (a, b, c), (d, e, f) = (np.multiply(sign, part) for part in (x, y))
+  return image.transform(
+    image.size,
+    Image.Transform.AFFINE,
+    (1 + a, b, c, d, 1 + e, f),
+    Image.Resampling.BILINEAR,
+    fillcolor=_GREY,
+  )
+
+
+_GREY = (128, 128, 128)
+# BLIP's operations at its level, 5 of 10 (spec `upop.md` 3.1). At that level
+# brightness and sharpness change nothing, as the identity.
+_OPERATIONS = (
+  *3 * (lambda image, _: image,),
+  lambda image, _: ImageOps.autocontrast(image),
+  lambda image, _: ImageOps.equalize(image),
+  lambda image, sign: _moved(image, sign, (0, 0.15, 0), (0, 0, 0)),
+  lambda image, sign: _moved(image, sign, (0, 0, 0), (0.15, 0, 0)),
+  lambda image, sign: _moved(image, sign, (0, 0, 5), (0, 0, 0)),
+  lambda image, sign: _moved(image, sign, (0, 0, 0), (0, 0, 5)),
+  lambda image, sign: image.rotate(
+    15 * sign, Image.Resampling.BILINEAR, fillcolor=_GREY
+  ),
+)
 
 
 def drop_words(text: str, probability: float, rng: np.random.Generator) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from comp_jax import errors
-from comp_jax.data import records
+from comp_jax.data import records, texts
 
 SELECT_PAIRS = 1000
+_WORDS = 40
 # Split -> official file, its image folder, BLIP's file.
 _FILES = {
   "train": ("train.json", "train", "nlvr_train.json"),
@@ -31,6 +32,8 @@ class Nlvr2(records.Builder):
   smallest SHA-256 of their names: no pair of it is trained on.
   """
 
+  # 1.1.0: sentences are cleaned as BLIP's authors do.
+  VERSION = tfds.core.Version("1.1.0")
   NEEDS = (
     "NLVR2's train.json and dev.json (test1.json too) beside the folder images/"
     " with train/, dev/ and test1/; or nlvr_train.json and nlvr_dev.json"
@@ -97,7 +100,7 @@ class Nlvr2(records.Builder):
         {
           "image": images[0],
           "image2": images[1],
-          "captions": [row["sentence"]],
+          "captions": [texts.cleaned(row["sentence"], _WORDS)],
           "concept": concepts[row["pair"]],
           "id": row["id"],
           "label": row["label"],

@@ -1,14 +1,13 @@
 """COCO and Flickr30K: photos with their captions."""
 
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
 from comp_jax import errors
-from comp_jax.data import karpathy, records
+from comp_jax.data import karpathy, records, texts
 
 SELECT_PHOTOS = 1000
 # Of a photo that is evaluated; a few of COCO's have more.
@@ -98,7 +97,9 @@ class _PhotoCaptions(records.Builder, skip_registration=True):
         photo.name,
         {
           "image": image,
-          "captions": [cleaned(text) for text in photo.captions[:limit]],
+          "captions": [
+            texts.cleaned(text, _WORDS) for text in photo.captions[:limit]
+          ],
           "concept": concepts[photo.name],
           "id": photo.name,
           **more,
@@ -124,9 +125,3 @@ class Flickr30k(_PhotoCaptions):
 
   LAYOUT = karpathy.FLICKR30K
   NEEDS = f"Flickr30K: {karpathy.FLICKR30K.needs}"
-
-
-def cleaned(caption: str) -> str:
-  """The caption as BLIP reads it: lower case, some marks out, 30 words."""
-  words = re.sub(r'[.!"()*#:;~]', " ", caption.lower()).split()
-  return " ".join(words[:_WORDS])

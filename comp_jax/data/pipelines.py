@@ -258,6 +258,11 @@ def _draw(
   if augment is None:
     image = _pictures(example, lambda x: images.resize(x, image_size))
   else:
+    pair = "image2" in example
+    if pair and augment.swap and rng.uniform() < augment.swap:
+      first, second = example["image"], example["image2"]
+      example = {**example, "image": second, "image2": first}
+      caption = texts.sides_exchanged(caption)
     caption = images.drop_words(caption, augment.word_dropout, rng)
     image = _pictures(
       example, lambda x: images.augment(x, image_size, augment, rng)

@@ -2,12 +2,28 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from comp_jax.data import tokenizers
+
+_SIDES = {"left": "right", "right": "left"}
+
+
+def cleaned(text: str, words: int) -> str:
+  """A text as BLIP reads it (spec `upop.md` 3.1).
+
+  Lower case, some marks out, cut to a number of words.
+  """
+  return " ".join(re.sub(r'[.!"()*#:;~]', " ", text.lower()).split()[:words])
+
+
+def sides_exchanged(text: str) -> str:
+  """The same said of two images in the other order: left is right."""
+  return re.sub(r"\b(left|right)\b", lambda side: _SIDES[side[0]], text)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

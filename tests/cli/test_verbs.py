@@ -1,5 +1,7 @@
 """`python -m comp_jax`: convert, forward and inspect."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -142,6 +144,24 @@ def test_a_missing_model_is_named(capsys, tmp_path):
   assert "gone" in capsys.readouterr().err
   assert verbs.main(["inspect", "cost", "--model", "nobody"]) == 2
   assert "nobody" in capsys.readouterr().err
+
+
+def test_evaluate_measures_what_the_report_of_a_run_has(tmp_path, capsys):
+  to = tmp_path / "out"
+  options = [
+    "--config",
+    "configs/emoji_tiny.py",
+    "--model",
+    "assets/emoji_tiny",
+  ]
+  assert verbs.main(["evaluate", *options, "--out", str(to)]) == 0
+  found = json.loads((to / "evaluate.json").read_text())["metrics"]
+  # The dense row of the README's first table.
+  assert set(found) == {"select", "test"}
+  assert found["test"]["t2i_r10"] == pytest.approx(0.257, abs=5e-4)
+  assert "T2I" in capsys.readouterr().out
+  assert verbs.main(["evaluate", *options, "--split", "tset"]) == 2
+  assert "emoji has no split 'tset'" in capsys.readouterr().err
 
 
 def test_answers_need_a_folder_to_go_to(tmp_path, capsys):

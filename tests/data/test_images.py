@@ -4,7 +4,8 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+import scipy.ndimage
+from PIL import Image, ImageOps
 
 from comp_jax import errors
 from comp_jax.data import images, records
@@ -145,3 +146,73 @@ def test_drop_words():
   assert kept == sorted(kept, key=int)
   assert images.drop_words("one two", 1.0, rng) in ("one", "two")
   assert images.drop_words("", 0.5, rng) == ""
+
+
+def _shifted(pixels, matrix, offset):
+  """Each pixel from matrix @ (y, x) + offset, grey where that is outside."""
+  channels = [
+    scipy.ndimage.affine_transform(
+      pixels[..., c].astype(float), matrix, offset, order=1, cval=-1e4
+    )
+    for c in range(3)
+  ]
+  return np.stack(channels, axis=-1)
+
+
+def test_blips_operations_are_each_drawn_as_often_as_published():
+  """Spec `upop.md` 3.1: 3 of 10 change nothing, each runs half of the time."""
+  rng = np.random.default_rng(0)
+  # Smooth, so that bilinear interpolations agree; not the whole range.
+  noise = scipy.ndimage.gaussian_filter(rng.normal(size=(40, 40, 3)), (4, 4, 0))
+  pixels = np.interp(noise, (noise.min(), noise.max()), (40, 200))
+  pixels = pixels.round().astype(np.uint8)
+  picture = Image.fromarray(pixels)
+  low, high = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
+  expected = {
+    "identity": pixels,
+    "autocontrast": (pixels - low) * (255.0 / (high - low)),
+    "equalize": np.asarray(ImageOps.equalize(picture)),
+  }
+  turn, middle = np.deg2rad(15), np.full(2, 19.5)
+  for sign in (1, -1):
+    cos, sin = np.cos(turn), sign * np.sin(turn)
+    rotation = np.array([[cos, -sin], [sin, cos]])
+    maps = {
+      "shear x": ([[1, 0], [sign * 0.15, 1]], (0, 0)),
+      "shear y": ([[1, sign * 0.15], [0, 1]], (0, 0)),
+      "move x": (np.eye(2), (0, 5 * sign)),
+      "move y": (np.eye(2), (5 * sign, 0)),
+      "rotate": (rotation, middle - rotation @ middle),
+    }
+    for name, (matrix, offset) in maps.items():
+      expected[f"{name} {sign}"] = _shifted(pixels, np.array(matrix), offset)
+  spec = images.AugmentSpec(
+    crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, operations=1
+  )
+  data, draws = png(pixels), 600
+  seen = dict.fromkeys(expected, 0)
+  for _ in range(draws):
+    out = images.augment(data, 40, spec, rng).astype(float)
+    # The middle: at the edges interpolation and the outside differ.
+    found = [
+      name
+      for name, wanted in expected.items()
+      if np.abs(out - wanted)[8:-8, 8:-8].max() < 6
+    ]
+    assert len(found) == 1, found
+    seen[found[0]] += 1
+  assert all(seen.values()), seen
+  assert 0.55 < seen["identity"] / draws < 0.75
+
+
+def test_what_an_operation_moves_in_is_grey():
+  spec = images.AugmentSpec(
+    crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, operations=1
+  )
+  data, rng = png(np.full((16, 16, 3), 7)), np.random.default_rng(0)
+  found = {
+    int(value)
+    for _ in range(60)
+    for value in images.augment(data, 16, spec, rng)[:, 0, 0]
+  }
+  assert {7, 128} <= found

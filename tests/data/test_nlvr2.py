@@ -17,7 +17,7 @@ def _statements(split: str) -> list[dict]:
   return [
     {
       "identifier": f"{split}-{pair}-0-{number}",
-      "sentence": f"a statement {number} about pair {pair}",
+      "sentence": f'A "statement" {number}: about pair {pair}.',
       "label": "True" if number else "False",
       **({"directory": pair} if split == "train" else {}),
     }
@@ -60,6 +60,13 @@ def test_the_official_files(official):
     "select": 2,
     "dev": 4,
     "test": 4,
+  }
+  # As BLIP's authors read them.
+  captions = {splits["dev"][i]["captions"][0] for i in range(4)}
+  assert captions == {
+    f"a statement {number} about pair {pair}"
+    for number in range(2)
+    for pair in range(2)
   }
   # Both statements about a pair stay together.
   train = {splits["train"][i]["concept"] for i in range(2)}
@@ -148,3 +155,28 @@ def test_what_is_no_statement_is_named(official, text, message):
 def test_a_folder_without_the_files_says_which(tmp_path):
   with pytest.raises(errors.UserError, match="train.json and dev.json"):
     _open(tmp_path)
+
+
+@pytest.mark.parametrize("swap", [0.0, 1.0])
+def test_a_swapped_pair_is_told_of_the_other_way_round(official, swap):
+  said = "the left image is darker than the right one, leftmost"
+  file = official / "train.json"
+  rows = [json.loads(x) for x in file.read_text().splitlines()]
+  for row in rows:
+    row["sentence"] = said
+  file.write_text("\n".join(json.dumps(row) for row in rows))
+  swapped = "the right image is darker than the left one, leftmost"
+  tokenizer = tokenizers.train_wordpiece([said], 80)
+  batch = pipelines.train_batches(
+    _open(official)["train"],
+    tokenizer,
+    batch_size=2,
+    image_size=SIZE,
+    text_length=30,
+    seed=0,
+    augment=pipelines.AugmentSpec(swap=swap),
+  )[0]
+  ids, _ = tokenizer.encode([swapped if swap else said], 30)
+  np.testing.assert_array_equal(batch["text_ids"], np.repeat(ids, 2, axis=0))
+  brighter = batch["image"].astype(int).mean(axis=(2, 3, 4)).argmax(axis=1)
+  np.testing.assert_array_equal(brighter, 0 if swap else 1)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from comp_jax import errors
-from comp_jax.data import photo_captions, sources
+from comp_jax.data import sources, texts
 from tests.data import conftest
 
 PHOTOS = {
@@ -111,8 +111,8 @@ def test_both_layouts_give_the_same_examples(tmp_path, data):
 def test_captions_are_cleaned_as_blips_authors_do():
   """Spec `upop.md` 3.1."""
   text = 'A (red) bus: "No. 5"; it\'s ~fast~!\n'
-  assert photo_captions.cleaned(text) == "a red bus no 5 it's fast"
-  assert photo_captions.cleaned("word " * 40) == " ".join(["word"] * 30)
+  assert texts.cleaned(text, 30) == "a red bus no 5 it's fast"
+  assert texts.cleaned("word " * 40, 30) == " ".join(["word"] * 30)
 
 
 def test_what_is_wrong_is_named(tmp_path):

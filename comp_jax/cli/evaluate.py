@@ -1,0 +1,56 @@
+"""`evaluate`: the metrics of a saved model on a split."""
+
+import argparse
+
+import rich.console
+
+from comp_jax.cli import measured, shell
+from comp_jax.interop import load as load_lib
+from comp_jax.report import section, tables, text
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+  """Declares the verb."""
+  parser = verbs.add_parser(
+    "evaluate", help="measure a model on splits of a config's data"
+  )
+  parser.add_argument("--config", required=True, help="config file: the data")
+  parser.add_argument(
+    "--model", required=True, help="folder of a model, or of its run"
+  )
+  parser.add_argument(
+    "--split",
+    nargs="+",
+    help="of the config's data (those that its reports have)",
+  )
+  measured.add_out(parser)
+  parser.set_defaults(run=run, what="evaluate")
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Reads, measures and shows."""
+  from comp_jax.train import evaluation
+
+  config = shell.load_config(arguments.config)
+  path = measured.model(arguments.model)
+  loaded = load_lib.load(path)
+  found = {
+    split: evaluation.evaluate(config, loaded, split).metrics
+    for split in arguments.split or config.data.report_splits
+  }
+  names = list(dict.fromkeys(name for each in found.values() for name in each))
+  grid = tables.Grid(
+    title=str(path),
+    columns=("Split", *map(text.metric_name, names)),
+    rows=tuple(
+      (split, *(text.number(each.get(name), 4) for name in names))
+      for split, each in found.items()
+    ),
+  )
+  measured.print_part(
+    rich.console.Console(),
+    arguments,
+    f"model {path}, config {arguments.config}",
+    section.Section(title="Metrics", grids=(grid,)),
+    {"model": str(path), "config": arguments.config, "metrics": found},
+  )

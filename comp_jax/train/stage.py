@@ -300,7 +300,7 @@ class Stage(thresholds.Thresholds):
     state: state_lib.SearchState,
     select: Mapping,
     *,
-    give_back: Bool[Array, ""] | bool = False,
+    give_back: bool = False,
   ) -> state_lib.SearchState:
     """The state at the target: the last adjustment before the freeze.
 
@@ -336,8 +336,24 @@ class Stage(thresholds.Thresholds):
     # A search that ran out of stages: every mode gives its part.
     far = excess > FAR
     selected = jnp.where(far, able, selected & able) & (excess > ROUNDING)
-    back = (excess < -ROUNDING) & give_back
-    goal = jnp.where(back, target, jnp.minimum(target, state.macs))
+    goal = jnp.minimum(target, state.macs)
+    state = self._moved(state, selected, goal, select)
+    if not give_back:
+      return state
+    # Fewer heads may let fewer tokens pass: after the units, not with them.
+    back = state.macs < target - ROUNDING
+    goal = jnp.where(back, target, state.macs)
+    return self._moved(state, jnp.zeros_like(selected), goal, select, back)
+
+  def _moved(
+    self,
+    state: state_lib.SearchState,
+    selected: Bool[Array, " m"],
+    goal: Float[Array, ""],
+    select: Mapping,
+    back: Bool[Array, ""] | bool = False,
+  ) -> state_lib.SearchState:
+    """The state at a goal, without any training; see `propose`."""
     marked, thetas = self.propose(
       state, selected, goal, select, state.key, back
     )

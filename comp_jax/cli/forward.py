@@ -36,7 +36,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
     help="npz of images [b, 3, h, w], normalised or as bytes (for nlvr "
     "[2b, 3, h, w], all first ones, then all second ones), input_ids and "
     "attention_mask [b, n]; for vqa decoder_input_ids and "
-    "decoder_attention_mask [b, m] too. Other arrays are ignored",
+    "decoder_attention_mask [b, m] too. Without a mask every token counts, as "
+    "in PyTorch; of a CLIP those up to the end of text, which it reads out. "
+    "Other arrays are ignored",
   )
   parser.add_argument("--out", required=True, help="npz to write")
   parser.add_argument(
@@ -118,9 +120,9 @@ def _inputs(path: pathlib.Path, spec: specs.ModelSpec) -> dict[str, jax.Array]:
     raise errors.UserError(
       f"{path}: not a readable .npz file ({error})"
     ) from error
-  for ids, mask in texts.values():
+  for tower, (ids, mask) in texts.items():
     if ids in found and mask not in found:
-      found[mask] = np.ones(found[ids].shape, bool)
+      found[mask] = _tokens(found[ids], getattr(spec, tower), path)
   missing = sorted(wanted - found.keys())
   if missing:
     raise errors.UserError(
@@ -144,6 +146,28 @@ def _inputs(path: pathlib.Path, spec: specs.ModelSpec) -> dict[str, jax.Array]:
   if images.dtype != np.uint8:
     images = images.astype(np.float32)
   return jax.tree.map(jnp.asarray, {"image": images, **batch})
+
+
+def _tokens(
+  ids: Shaped[np.ndarray, "..."],
+  text: specs.BertSpec | specs.ClipTextSpec | specs.DecoderSpec,
+  path: pathlib.Path,
+) -> Shaped[np.ndarray, "..."]:
+  """The mask of texts that bring none: their tokens, as PyTorch takes them.
+
+  A BERT sees all of them. A CLIP reads out the end of text, and no token sees
+  what stands behind itself: the rest is padding.
+  """
+  if text.kind != "clip" or ids.ndim != 2 or not ids.size:
+    return np.ones(ids.shape, bool)
+  end = ids.max(axis=1, keepdims=True) if text.eot_id is None else text.eot_id
+  is_end = ids == end
+  if not is_end.any(axis=1).all():
+    raise errors.UserError(
+      f"{path}: texts in input_ids without the model's end of text, {end}; "
+      "give attention_mask, whose last token is read out"
+    )
+  return np.arange(ids.shape[1]) <= is_end.argmax(axis=1, keepdims=True)
 
 
 def _problems(

@@ -95,6 +95,7 @@ def two_tower(
   heads: tuple[int, int] | None = None,
   activation: str = "quick_gelu",
   norm_eps: float = 1e-5,
+  eot_id: int | None = None,
   image_size: int | None = None,
 ) -> tuple[specs.TwoTowerSpec, dict]:
   """The spec and the parameters of a CLIP checkpoint.
@@ -105,6 +106,7 @@ def two_tower(
     heads: of the vision and the text tower; None for width / 64.
     activation: of the MLPs; OpenAI's models use `quick_gelu`.
     norm_eps: epsilon of the LayerNorms.
+    eot_id: token id that ends a text; None for the highest one of each text.
     image_size: side of the images; another one than the checkpoint's resamples
       the position table. None keeps the checkpoint's.
 
@@ -112,7 +114,9 @@ def two_tower(
     UserError: names each missing, unexpected and misshaped array.
   """
   names = _HF if _HF["words"] in arrays else _OPENAI
-  spec = _spec(arrays, names, where, heads, activation, norm_eps, image_size)
+  spec = _spec(
+    arrays, names, where, heads, activation, norm_eps, eot_id, image_size
+  )
   checkpoint = layouts.Checkpoint(arrays, where)
   vision, text, joint = spec.vision, spec.text, spec.joint_width
   d, t, p = vision.encoder.width, text.encoder.width, vision.patch_size
@@ -159,7 +163,9 @@ def two_tower(
   return spec, params
 
 
-def _spec(arrays, names, where, heads, activation, norm_eps, image_size):
+def _spec(
+  arrays, names, where, heads, activation, norm_eps, eot_id, image_size
+):
   """The spec that the shapes tell."""
   needed = ("patch", "vision_positions", "words", "text_positions")
   needed += ("vision_projection",)
@@ -209,6 +215,7 @@ def _spec(arrays, names, where, heads, activation, norm_eps, image_size):
       vocab_size=vocab,
       max_length=shape("text_positions")[0],
       encoder=encoder("text_layers", text_width, heads[1], causal=True),
+      eot_id=eot_id,
     ),
     joint_width=projection[0 if names is _HF else 1],
   )

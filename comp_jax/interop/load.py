@@ -208,6 +208,8 @@ def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
       vision.get("num_attention_heads", 12),
       text.get("num_attention_heads", 8),
     ),
+    # transformers takes the highest id where the config still has the wrong 2.
+    "eot_id": None if (end := text.get("eos_token_id", 49407)) == 2 else end,
     "activation": activations[0],
     "norm_eps": epsilons[0],
   }

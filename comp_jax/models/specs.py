@@ -179,12 +179,15 @@ class ClipTextSpec:
     vocab_size: rows of the word table.
     max_length: rows of the position table.
     encoder: the layers.
+    eot_id: token id that ends a text; None for the highest one of each text,
+      as OpenAI's code has it. The model itself goes by the mask.
     kind: tells text towers apart on disk.
   """
 
   vocab_size: int
   max_length: int
   encoder: EncoderSpec
+  eot_id: int | None = None
   kind: Literal["clip"] = "clip"
 
   @property

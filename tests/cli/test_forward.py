@@ -8,7 +8,7 @@ from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from tests.interop import test_blip_decoders as decoders  # noqa: E402
-from tests.interop import test_blip_nlvr, torch_nlvr  # noqa: E402
+from tests.interop import test_blip_nlvr, test_clip, torch_nlvr  # noqa: E402
 
 
 def _forward(folder, model, inputs, *options):
@@ -112,3 +112,42 @@ def test_a_model_that_is_named_wrongly_is_one_line(tmp_path, capsys):
       assert verbs.main([*verb, str(source), *options]) == 2
       error = capsys.readouterr().err
       assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("layout", ["hugging_face", "legacy", "openai"])
+def test_a_clip_without_a_mask_reads_out_the_end_of_text(
+  layout, tmp_path, capsys
+):
+  """transformers knows it by its id, older configs and OpenAI as the highest.
+
+  A missing mask of all tokens would read out the padding.
+  """
+  model = test_clip.model.__wrapped__()
+  images, ids, mask = test_clip.inputs.__wrapped__()
+  ids = np.where(mask, ids, 3)  # What pads may be any token.
+  ids[0, 1:3] = test_clip.EOT, test_clip.EOT - 1  # It is the first that counts.
+  source, options = tmp_path / "published", []
+  if layout == "openai":
+    source, options = tmp_path / "model.pth", ["--heads", "3", "4"]
+    arrays = test_clip._openai(model).items()
+    torch.save({k: torch.tensor(np.asarray(v)) for k, v in arrays}, source)
+  else:
+    if layout == "legacy":
+      model.config.text_config.eos_token_id = 2
+      model.text_model.eos_token_id = 2
+      ids[:, 0] = 2
+    model.save_pretrained(source)
+  inputs = {"images": images.transpose(0, 3, 1, 2), "input_ids": ids}
+  folder = tmp_path / "converted"
+  arguments = ["--source", str(source), "--to", str(folder), *options]
+  assert verbs.main(["convert", *arguments]) == 0
+  expected = test_clip._expected(model, (images, ids, np.ones_like(mask)))
+  for path, given in ((source, options), (folder, [])):
+    found = _forward(tmp_path, path, inputs, *given)
+    _close(found["logits"], expected)
+  if layout == "hugging_face":
+    capsys.readouterr()
+    np.savez(tmp_path / "in.npz", **inputs | {"input_ids": ids % test_clip.EOT})
+    arguments = ["--inputs", str(tmp_path / "in.npz"), "--out", "x.npz"]
+    assert verbs.main(["forward", "--model", str(folder), *arguments]) == 2
+    assert "without the model's end of text, 39" in capsys.readouterr().err

@@ -153,7 +153,9 @@ def _openai(model):
 
 def test_openais_layout_gives_the_same_parameters(model, folder):
   ours = load.load(folder)
-  spec, params = clip.two_tower(_openai(model), "file", heads=(3, 4))
+  spec, params = clip.two_tower(
+    _openai(model), "file", heads=(3, 4), eot_id=EOT
+  )
   assert spec == ours.spec
   jax.tree.map(np.testing.assert_array_equal, params, dict(ours.params))
 

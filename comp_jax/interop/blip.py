@@ -25,8 +25,13 @@ _UNUSED = (
   "text_queue",
   "idx_queue",
   "ptr_queue",
+  "queue_ptr",
 )
+# Parts of a pretrained BLIP, which a model for one task leaves behind.
 _CONTRASTIVE = ("vision_proj.", "text_proj.", "temp")
+_MATCHING = ("itm_head.",)
+_WRITING = ("text_decoder.",)
+_READING = (towers.ENCODER, *_CONTRASTIVE, *_MATCHING)
 # The authors' first temperature; Hugging Face's layout has none.
 _TEMPERATURE = 0.07
 # Second names of arrays -> their first ones: a decoder's output is its table.
@@ -39,15 +44,22 @@ TIED = {
 
 
 def task_of(arrays: Mapping[str, Any]) -> str | None:
-  """What a BLIP in either layout does; None for arrays of something else."""
+  """What a BLIP in either layout does; None for arrays of something else.
+
+  One that was pretrained to compare, to match and to write is `pretrained`: the
+  authors' `model_base` and `model_large`, from which their others began.
+  """
   has = lambda prefix: any(name.startswith(prefix) for name in arrays)  # noqa: E731
   if not any(names["cls"] in arrays for names in (towers.HF, towers.ORIGINAL)):
     return None
+  compares = {"vision_proj.weight", "itm_head.weight"} <= arrays.keys()
   if has(towers.DECODER):
-    return "vqa" if has(towers.ENCODER) else "caption"
+    if not has(towers.ENCODER):
+      return "caption"
+    return "pretrained" if compares else "vqa"
   if is_nlvr(arrays):
     return "nlvr"
-  if {"vision_proj.weight", "itm_head.weight"} <= arrays.keys():
+  if compares:
     return "retrieval"
   return "matching" if has(towers.ENCODER) else None
 
@@ -78,7 +90,7 @@ def matching(
     arrays, where, heads, norm_eps, image_size, texts
   )
   params["head"] = _head(checkpoint, "itm_head", sides, 2)
-  checkpoint.finish((*_UNUSED, *_CONTRASTIVE))
+  checkpoint.finish((*_UNUSED, *_CONTRASTIVE, *_WRITING))
   return specs.MatchingSpec(**sides), params
 
 
@@ -106,7 +118,7 @@ def retrieval(
   }
   if "temp" in arrays:
     params["temperature"] = checkpoint.take("temp")
-  checkpoint.finish(_UNUSED)
+  checkpoint.finish((*_UNUSED, *_WRITING))
   return specs.RetrievalSpec(joint_width=joint, **sides), params
 
 
@@ -135,7 +147,7 @@ def nlvr(
   width = sides["text"].encoder.width
   params["head_hidden"] = _head(checkpoint, "cls_head.0", sides, width)
   params["head"] = _head(checkpoint, "cls_head.2", sides, 2)
-  left = ("itm_head.",) if generic else ()
+  left = (*_MATCHING, *_WRITING) if generic else ()
   checkpoint.finish((*_UNUSED, *_CONTRASTIVE, *left))
   return specs.NlvrSpec(**sides), params
 
@@ -161,7 +173,7 @@ def caption(
   checkpoint, sides, params = _begun(
     arrays, where, heads, norm_eps, image_size, texts
   )
-  checkpoint.finish((*_UNUSED, *TIED))
+  checkpoint.finish((*_UNUSED, *TIED, *_READING))
   return specs.CaptionSpec(**sides), params
 
 

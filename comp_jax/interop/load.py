@@ -32,6 +32,7 @@ TASKS = tuple(_BLIPS)
 _ALSO = {
   "retrieval": ("matching", "nlvr"),
   "matching": ("retrieval", "nlvr"),
+  "pretrained": ("retrieval", "matching", "nlvr", "caption"),
 }
 # What `recipe` says of a Hugging Face folder's `layout`.
 TRANSFORMERS = "transformers"
@@ -53,8 +54,9 @@ def load(
       a BlipForQuestionAnswering; or a file of tensors in the layout of Hugging
       Face or the authors, dense or compressed by UPop.
     task: `retrieval` (CLIP, BLIP), `matching`, `nlvr`, `caption` or `vqa`
-      (BLIP); None for what the checkpoint is. A generic BLIP can be a start
-      for `nlvr`.
+      (BLIP); None for what the checkpoint is. A BLIP that matches can be a
+      start for `nlvr`. A pretrained one (the authors' `model_base`) is a start
+      for all but `vqa`, so that a task must be named.
     heads: of the vision and the text tower of a published checkpoint; None for
       the config's, else width / 64.
     image_size: side of the images in pixels; None for the checkpoint's. The
@@ -131,17 +133,25 @@ class Published:
   ) -> tuple[specs.ModelSpec, dict]:
     """The spec and the parameters of arrays in this layout; see `load`."""
     does = blip.task_of(arrays)
+    if does == "pretrained" and task is None:
+      raise errors.UserError(
+        f"{self.path}: a pretrained BLIP, the start of several models; name "
+        f"the task (--task): {', '.join(_ALSO[does])}"
+      )
     if clip.is_layout(arrays) and task in (None, "retrieval"):
       build, options = clip.two_tower, _clip_options(self.config)
     elif does and task in (None, does, *_ALSO.get(does, ())):
       build = _BLIPS[task or does]
       options = _blip_options(self.config, does)
     else:
-      what = "tensors of an unknown layout"
-      if does or clip.is_layout(arrays):
-        what = f"a BLIP for {does}" if does else "a CLIP"
+      if does:
+        what = f"a BLIP for {does}" if does in TASKS else f"a {does} BLIP"
+      elif clip.is_layout(arrays):
+        what = "a CLIP"
       elif self.config:
         what = f"a {self.config.get('model_type')} model"
+      else:
+        what = "tensors of an unknown layout"
       wanted = f" that does {task}" if task else ""
       raise errors.UserError(
         f"{self.path}: {what}, not one{wanted} that is read here: CLIP"

@@ -345,3 +345,53 @@ def test_the_published_vocabulary_brings_dec_and_enc():
   arrays["text_decoder.cls.predictions.bias"] = np.zeros(presets.BLIP_WORDS)
   spec, _ = blip.vqa(arrays, "published", heads=(3, 4))
   assert (spec.answer.bos_id, spec.text.enc_id) == (30522, 30523)
+
+
+def _pretrained(model):
+  """What the authors' pretraining registers (blip_pretrain.py), no less."""
+  arrays = _authors(model)
+  rng = np.random.default_rng(5)
+  normal = lambda *shape: torch.tensor(rng.normal(size=shape))  # noqa: E731
+  heads = {"vision_proj": 8, "text_proj": 8, "itm_head": 2}
+  for name, width in heads.items():
+    twins = (name,) if name == "itm_head" else (name, f"{name}_m")
+    for each in twins:
+      arrays[f"{each}.weight"] = normal(width, 24).float()
+      arrays[f"{each}.bias"] = normal(width).float()
+  arrays["temp"] = torch.tensor(0.05)
+  del arrays["idx_queue"], arrays["ptr_queue"]
+  arrays["queue_ptr"] = torch.zeros(1, dtype=torch.long)
+  for prefix in ("text_encoder.", "text_encoder_m.", "text_decoder.bert."):
+    arrays[f"{prefix}embeddings.position_ids"] = torch.arange(12)[None]
+  assert {name.split(".")[0] for name in arrays} == {
+    *("visual_encoder", "text_encoder", "text_decoder"),
+    *("visual_encoder_m", "text_encoder_m", "vision_proj_m", "text_proj_m"),
+    *("vision_proj", "text_proj", "itm_head", "temp"),
+    *("image_queue", "text_queue", "queue_ptr"),
+  }
+  return arrays
+
+
+def test_a_pretrained_blip_is_a_start_for_each_of_its_parts(tmp_path):
+  """Whose numbers are those of a checkpoint that has the part alone."""
+  arrays, path = _pretrained(build("vqa")), tmp_path / "model_base.pth"
+  torch.save({"model": arrays}, path)
+  parts = {
+    "retrieval": ["text_encoder.", "vision_proj.", "text_proj.", "itm_head."],
+    "matching": ["text_encoder.", "itm_head."],
+    "nlvr": ["text_encoder.", "itm_head."],
+    "caption": ["text_decoder."],
+  }
+  for task, names in parts.items():
+    loaded = load.load(path, task, heads=(3, 4))
+    assert loaded.spec.family == task
+    names = ("visual_encoder.", *names, *["temp"] * (task == "retrieval"))
+    alone = {k: v for k, v in arrays.items() if k.startswith(names)}
+    torch.save({"model": alone}, tmp_path / "part.pth")
+    part = load.load(tmp_path / "part.pth", task, heads=(3, 4))
+    assert loaded.spec == part.spec
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, part.params)
+  with pytest.raises(errors.UserError, match="name the task .*, nlvr, caption"):
+    load.load(path, heads=(3, 4))
+  with pytest.raises(errors.UserError, match="a pretrained BLIP, not one that"):
+    load.load(path, "vqa", heads=(3, 4))

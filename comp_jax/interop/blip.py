@@ -65,48 +65,31 @@ def task_of(arrays: Mapping[str, Any]) -> str | None:
 
 
 def matching(
-  arrays: Mapping[str, np.ndarray],
-  where: str,
-  *,
-  heads: tuple[int, int] | None = None,
-  norm_eps: tuple[float, float] = (1e-6, 1e-12),
-  image_size: int | None = None,
+  arrays: Mapping[str, np.ndarray], where: str, **untold: Any
 ) -> tuple[specs.MatchingSpec, dict]:
   """The spec and the parameters of BLIP's image-text matching half.
 
   Args:
     arrays: the checkpoint, flat.
     where: what is read, for messages.
-    heads: of the vision tower and of the text towers; None for width / 64.
-    norm_eps: epsilon of the LayerNorms of the vision and of the text towers.
-    image_size: side of the images; another one than the checkpoint's resamples
-      the position table. None keeps the checkpoint's.
+    **untold: fields of `shapes.Untold`, where they are not the authors'.
 
   Raises:
     UserError: names each missing, unexpected and misshaped array.
   """
   texts = {"text": (towers.ENCODER, _reader(arrays, "cls"))}
-  checkpoint, sides, params = _begun(
-    arrays, where, heads, norm_eps, image_size, texts
-  )
+  checkpoint, sides, params = _begun(arrays, where, texts, untold)
   params["head"] = _head(checkpoint, "itm_head", sides, 2)
   checkpoint.finish((*_UNUSED, *_CONTRASTIVE, *_WRITING))
   return specs.MatchingSpec(**sides), params
 
 
 def retrieval(
-  arrays: Mapping[str, np.ndarray],
-  where: str,
-  *,
-  heads: tuple[int, int] | None = None,
-  norm_eps: tuple[float, float] = (1e-6, 1e-12),
-  image_size: int | None = None,
+  arrays: Mapping[str, np.ndarray], where: str, **untold: Any
 ) -> tuple[specs.RetrievalSpec, dict]:
   """The spec and the parameters of a BLIP for retrieval; see `matching`."""
   texts = {"text": (towers.ENCODER, _reader(arrays, "cls"))}
-  checkpoint, sides, params = _begun(
-    arrays, where, heads, norm_eps, image_size, texts
-  )
+  checkpoint, sides, params = _begun(arrays, where, texts, untold)
   joint = np.shape(arrays.get("vision_proj.bias", np.zeros(256)))[0]
   params |= {
     "vision_projection": _head(
@@ -123,12 +106,7 @@ def retrieval(
 
 
 def nlvr(
-  arrays: Mapping[str, np.ndarray],
-  where: str,
-  *,
-  heads: tuple[int, int] | None = None,
-  norm_eps: tuple[float, float] = (1e-6, 1e-12),
-  image_size: int | None = None,
+  arrays: Mapping[str, np.ndarray], where: str, **untold: Any
 ) -> tuple[specs.NlvrSpec, dict]:
   """The spec and the parameters of a BLIP for NLVR2; see `matching`.
 
@@ -142,7 +120,7 @@ def nlvr(
     arrays = _doubled(arrays)
   texts = {"text": (towers.ENCODER, _reader(arrays, "cls"))}
   checkpoint, sides, params = _begun(
-    arrays, where, heads, norm_eps, image_size, texts, towers.TWO_CROSSES
+    arrays, where, texts, untold, towers.TWO_CROSSES
   )
   width = sides["text"].encoder.width
   params["head_hidden"] = _head(checkpoint, "cls_head.0", sides, width)
@@ -156,11 +134,9 @@ def caption(
   arrays: Mapping[str, np.ndarray],
   where: str,
   *,
-  heads: tuple[int, int] | None = None,
-  norm_eps: tuple[float, float] = (1e-6, 1e-12),
-  image_size: int | None = None,
   bos_id: int | None = None,
   sep_id: int = presets.SEP,
+  **untold: Any,
 ) -> tuple[specs.CaptionSpec, dict]:
   """The spec and the parameters of BLIP's captioning; see `matching`.
 
@@ -170,9 +146,7 @@ def caption(
     sep_id: token id that ends a text.
   """
   texts = {"text": (towers.DECODER, _writer(bos_id, sep_id))}
-  checkpoint, sides, params = _begun(
-    arrays, where, heads, norm_eps, image_size, texts
-  )
+  checkpoint, sides, params = _begun(arrays, where, texts, untold)
   checkpoint.finish((*_UNUSED, *TIED, *_READING))
   return specs.CaptionSpec(**sides), params
 
@@ -181,27 +155,21 @@ def vqa(
   arrays: Mapping[str, np.ndarray],
   where: str,
   *,
-  heads: tuple[int, int] | None = None,
-  norm_eps: tuple[float, float] = (1e-6, 1e-12),
-  image_size: int | None = None,
   bos_id: int | None = None,
   sep_id: int = presets.SEP,
+  **untold: Any,
 ) -> tuple[specs.VqaSpec, dict]:
   """The spec and the parameters of BLIP's question answering; see `caption`."""
   texts = {
     "text": (towers.ENCODER, _reader(arrays, "tokens", sep_id)),
     "answer": (towers.DECODER, _writer(bos_id, sep_id)),
   }
-  checkpoint, sides, params = _begun(
-    arrays, where, heads, norm_eps, image_size, texts
-  )
+  checkpoint, sides, params = _begun(arrays, where, texts, untold)
   checkpoint.finish((*_UNUSED, *TIED))
   return specs.VqaSpec(**sides), params
 
 
-def _begun(
-  arrays, where, heads, norm_eps, image_size, texts, crosses=towers.ONE_CROSS
-):
+def _begun(arrays, where, texts, untold, crosses=towers.ONE_CROSS):
   """The checkpoint, the specs of all towers, and their parameters.
 
   `texts` are the text towers: name -> where it lies, and its spec's maker.
@@ -210,9 +178,7 @@ def _begun(
     arrays,
     where,
     {prefix: crosses for prefix, _ in texts.values()},
-    heads=heads,
-    norm_eps=norm_eps,
-    image_size=image_size,
+    **untold,
   )
   checkpoint = layouts.Checkpoint(arrays, where)
   sides = {"vision": vision}

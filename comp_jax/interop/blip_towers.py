@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from comp_jax import errors
-from comp_jax.interop import layouts
+from comp_jax.interop import layouts, shapes
 from comp_jax.models import presets, specs
 
 _HF_VIT = layouts.LayerNames(
@@ -49,6 +49,10 @@ ORIGINAL = {
 ENCODER, DECODER = "text_encoder.", "text_decoder.bert."
 HEAD = "text_decoder.cls.predictions."
 LAYER = "encoder.layer.{}."
+_AUTHORS_UNTOLD = {
+  "norm_eps": (1e-6, 1e-12),
+  "activations": ("gelu", "gelu"),
+}
 # Suffixes of the cross-attentions' names, by ours.
 ONE_CROSS = {"cross": ""}
 TWO_CROSSES = {"cross0": "0", "cross1": "1"}
@@ -63,10 +67,7 @@ def read_specs(
   arrays: Mapping[str, np.ndarray],
   where: str,
   prefixes: Mapping[str, Mapping[str, str]],
-  *,
-  heads: tuple[int, int] | None,
-  norm_eps: tuple[float, float],
-  image_size: int | None,
+  **untold: Any,
 ) -> tuple[specs.VitSpec, list[dict[str, Any]]]:
   """The vision tower, and what text towers are made of, as shapes tell them.
 
@@ -74,13 +75,12 @@ def read_specs(
     arrays: the checkpoint.
     where: what is read, for messages.
     prefixes: of each text tower, with its cross-attentions' suffixes.
-    heads: of the vision tower and of all text towers; None for width / 64.
-    norm_eps: epsilon of their LayerNorms.
-    image_size: side of the images; None for the checkpoint's.
+    **untold: fields of `shapes.Untold`, where they are not the authors'.
 
   Raises:
     UserError: names the arrays without which no size is known.
   """
+  untold = shapes.Untold(**_AUTHORS_UNTOLD | untold)
   names = names_of(arrays)
   tables = "embeddings.word_embeddings", "embeddings.position_embeddings"
   needed = [f"{names['patch']}.weight", names["positions"]]
@@ -90,23 +90,22 @@ def read_specs(
     raise errors.UserError(
       f"{where}: not a whole BLIP checkpoint, it lacks {', '.join(missing)}"
     )
-  shape = lambda name, rank: layouts.shape_of(arrays, name, rank, where)  # noqa: E731
+  shape = lambda name, rank: shapes.shape_of(arrays, name, rank, where)  # noqa: E731
   width, _, patch, _ = shape(needed[0], 4)
   grid = round((shape(needed[1], 3)[1] - 1) ** 0.5)
-  vision_heads = heads[0] if heads else width // 64
   layer = names["layer"]
-  layers = layouts.layer_widths(
+  layers = shapes.layer_widths(
     arrays,
     where,
     names["layers"],
-    vision_heads,
+    untold.heads_of(0, width),
     out=f"{layer.out}.weight",
     up=f"{layer.up}.weight",
   )
   vision = specs.VitSpec(
-    image_size=layouts.image_size(image_size, grid, patch),
+    image_size=shapes.image_size(untold.image_size, grid, patch),
     patch_size=patch,
-    encoder=_encoder(layers, width, vision_heads, norm_eps[0], True),
+    encoder=untold.encoder(0, width, layers, norm_first=True),
     mean=presets.CLIP_MEAN,
     std=presets.CLIP_STD,
     readout="tokens",
@@ -116,13 +115,12 @@ def read_specs(
     (vocab, width), (positions, _) = (
       shape(f"{prefix}{table}.weight", 2) for table in tables
     )
-    text_heads = heads[1] if heads else width // 64
     pattern = prefix + LAYER
-    layers = layouts.layer_widths(
+    layers = shapes.layer_widths(
       arrays,
       where,
       pattern,
-      text_heads,
+      untold.heads_of(1, width),
       out="attention.output.dense.weight",
       up="intermediate.dense.weight",
       cross=[
@@ -138,12 +136,11 @@ def read_specs(
     ]
     suffix = next(iter(crosses.values()))
     key = f"{pattern.format(0)}crossattention.self{suffix}.key.weight"
-    encoder = _encoder(
-      layers,
+    encoder = untold.encoder(
+      1,
       width,
-      text_heads,
-      norm_eps[1],
-      False,
+      layers,
+      norm_first=False,
       source_width=shape(key, 2)[1] if key in arrays else vision.encoder.width,
       merge_from=merging[0] if merging else None,
       causal=prefix == DECODER,
@@ -151,18 +148,6 @@ def read_specs(
     return {"vocab_size": vocab, "max_length": positions, "encoder": encoder}
 
   return vision, [text(*item) for item in prefixes.items()]
-
-
-def _encoder(layers, width, heads, eps, norm_first, **more):
-  return specs.EncoderSpec(
-    width=width,
-    layers=layers,
-    scale_width=width // heads,
-    norm_eps=eps,
-    norm_first=norm_first,
-    scan=len(set(layers)) == 1,
-    **more,
-  )
 
 
 def linear(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from comp_jax import errors
-from comp_jax.interop import layouts
+from comp_jax.interop import layouts, shapes
 from comp_jax.models import presets, specs
 
 _HF_LAYER = layouts.LayerNames(
@@ -61,6 +61,10 @@ _OPENAI = {
   "text_norm": "ln_final",
   "text_projection": "text_projection",
 }
+_OPENAI_UNTOLD = {
+  "norm_eps": (1e-5, 1e-5),
+  "activations": ("quick_gelu", "quick_gelu"),
+}
 # Not weights of the model: constants, sizes, and UPop's momentum twins and
 # queues, which are reset before any use.
 _UNUSED = (
@@ -92,31 +96,23 @@ def two_tower(
   arrays: Mapping[str, np.ndarray],
   where: str,
   *,
-  heads: tuple[int, int] | None = None,
-  activation: str = "quick_gelu",
-  norm_eps: float = 1e-5,
   eot_id: int | None = None,
-  image_size: int | None = None,
+  **untold: Any,
 ) -> tuple[specs.TwoTowerSpec, dict]:
   """The spec and the parameters of a CLIP checkpoint.
 
   Args:
     arrays: the checkpoint, flat.
     where: what is read, for messages.
-    heads: of the vision and the text tower; None for width / 64.
-    activation: of the MLPs; OpenAI's models use `quick_gelu`.
-    norm_eps: epsilon of the LayerNorms.
     eot_id: token id that ends a text; None for the highest one of each text.
-    image_size: side of the images; another one than the checkpoint's resamples
-      the position table. None keeps the checkpoint's.
+    **untold: fields of `shapes.Untold`, where they are not OpenAI's.
 
   Raises:
     UserError: names each missing, unexpected and misshaped array.
   """
   names = _HF if _HF["words"] in arrays else _OPENAI
-  spec = _spec(
-    arrays, names, where, heads, activation, norm_eps, eot_id, image_size
-  )
+  untold = shapes.Untold(**_OPENAI_UNTOLD | untold)
+  spec = _spec(arrays, names, where, untold, eot_id)
   checkpoint = layouts.Checkpoint(arrays, where)
   vision, text, joint = spec.vision, spec.text, spec.joint_width
   d, t, p = vision.encoder.width, text.encoder.width, vision.patch_size
@@ -163,9 +159,7 @@ def two_tower(
   return spec, params
 
 
-def _spec(
-  arrays, names, where, heads, activation, norm_eps, eot_id, image_size
-):
+def _spec(arrays, names, where, untold, eot_id):
   """The spec that the shapes tell."""
   needed = ("patch", "vision_positions", "words", "text_positions")
   needed += ("vision_projection",)
@@ -174,38 +168,28 @@ def _spec(
     raise errors.UserError(
       f"{where}: not a whole CLIP checkpoint, it lacks {', '.join(missing)}"
     )
-  shape = lambda key, rank=2: layouts.shape_of(arrays, names[key], rank, where)  # noqa: E731
+  shape = lambda key, rank=2: shapes.shape_of(arrays, names[key], rank, where)  # noqa: E731
   width, _, patch, _ = shape("patch", 4)
   vocab, text_width = shape("words")
   grid = round((shape("vision_positions")[0] - 1) ** 0.5)
   projection = shape("vision_projection")
 
-  def encoder(tower, width, heads, **more):
-    layers = layouts.layer_widths(
+  def encoder(side, tower, width, **more):
+    layers = shapes.layer_widths(
       arrays,
       where,
       names[tower],
-      width // 64 if heads is None else heads,
+      untold.heads_of(side, width),
       out=f"{names['layer'].out}.weight",
       up=f"{names['layer'].up}.weight",
     )
-    return specs.EncoderSpec(
-      width=width,
-      layers=layers,
-      scale_width=width // layers[0].heads,
-      norm_first=True,
-      norm_eps=norm_eps,
-      activation=activation,
-      scan=len(set(layers)) == 1,
-      **more,
-    )
+    return untold.encoder(side, width, layers, norm_first=True, **more)
 
-  heads = heads or (None, None)
   return specs.TwoTowerSpec(
     vision=specs.VitSpec(
-      image_size=layouts.image_size(image_size, grid, patch),
+      image_size=shapes.image_size(untold.image_size, grid, patch),
       patch_size=patch,
-      encoder=encoder("vision_layers", width, heads[0]),
+      encoder=encoder(0, "vision_layers", width),
       mean=presets.CLIP_MEAN,
       std=presets.CLIP_STD,
       pre_norm=True,
@@ -214,7 +198,7 @@ def _spec(
     text=specs.ClipTextSpec(
       vocab_size=vocab,
       max_length=shape("text_positions")[0],
-      encoder=encoder("text_layers", text_width, heads[1], causal=True),
+      encoder=encoder(1, "text_layers", text_width, causal=True),
       eot_id=eot_id,
     ),
     joint_width=projection[0 if names is _HF else 1],

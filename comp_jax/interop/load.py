@@ -5,7 +5,6 @@ beside safetensors or .bin) and single files of PyTorch or safetensors.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -17,8 +16,8 @@ import numpy as np
 import safetensors
 
 from comp_jax import errors
-from comp_jax.interop import blip, clip, store, torch_file
-from comp_jax.models import presets, specs
+from comp_jax.interop import blip, clip, hf_config, store, torch_file
+from comp_jax.models import specs
 
 _BLIPS = {
   "retrieval": blip.retrieval,
@@ -132,17 +131,17 @@ class Published:
     image_size: int | None,
   ) -> tuple[specs.ModelSpec, dict]:
     """The spec and the parameters of arrays in this layout; see `load`."""
-    does = blip.task_of(arrays)
+    does, where = blip.task_of(arrays), str(self.path)
     if does == "pretrained" and task is None:
       raise errors.UserError(
-        f"{self.path}: a pretrained BLIP, the start of several models; name "
+        f"{where}: a pretrained BLIP, the start of several models; name "
         f"the task (--task): {', '.join(_ALSO[does])}"
       )
     if clip.is_layout(arrays) and task in (None, "retrieval"):
-      build, options = clip.two_tower, _clip_options(self.config)
+      build, options = clip.two_tower, hf_config.clip(self.config, where)
     elif does and task in (None, does, *_ALSO.get(does, ())):
       build = _BLIPS[task or does]
-      options = _blip_options(self.config, does)
+      options = hf_config.blip(self.config, where, does)
     else:
       if does:
         what = f"a BLIP for {does}" if does in TASKS else f"a {does} BLIP"
@@ -154,19 +153,19 @@ class Published:
         what = "tensors of an unknown layout"
       wanted = f" that does {task}" if task else ""
       raise errors.UserError(
-        f"{self.path}: {what}, not one{wanted} that is read here: CLIP"
+        f"{where}: {what}, not one{wanted} that is read here: CLIP"
         " (retrieval) of Hugging Face or OpenAI, BLIP (retrieval, matching,"
         " nlvr, caption, vqa) of Hugging Face or its authors"
       )
     options["heads"] = heads or options.get("heads")
-    return build(arrays, str(self.path), image_size=image_size, **options)
+    return build(arrays, where, image_size=image_size, **options)
 
 
 def read(path: pathlib.Path) -> Published:
   """The tensors and the config of a published folder or file."""
   config = {}
   if path.is_dir():
-    config = _config(path / "config.json")
+    config = hf_config.read(path)
     arrays = _folder_arrays(path)
   else:
     arrays = _file_arrays(path)
@@ -177,76 +176,6 @@ def read(path: pathlib.Path) -> Published:
         f"{path}: {copy} differs from {first}, to which BLIP ties it"
       )
   return Published(path=path, arrays=arrays, config=config)
-
-
-def _config(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    config = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise errors.UserError(f"{path}: not readable as JSON ({error})") from error
-  towers = ("vision_config", "text_config")
-  if not isinstance(config, dict) or not all(
-    isinstance(config.get(name, {}), dict) for name in towers
-  ):
-    raise errors.UserError(
-      f"{path}: not a JSON object with {' and '.join(towers)} as objects"
-    )
-  return config
-
-
-def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What shapes do not tell, from a Hugging Face config."""
-  if not config:
-    return {}
-  vision, text = config.get("vision_config", {}), config.get("text_config", {})
-  pick = lambda key, default: (  # noqa: E731
-    vision.get(key, default),
-    text.get(key, default),
-  )
-  activations, epsilons = (
-    pick("hidden_act", "quick_gelu"),
-    pick("layer_norm_eps", 1e-5),
-  )
-  if len(set(activations)) > 1 or len(set(epsilons)) > 1:
-    raise errors.UserError(
-      f"config.json: towers of different hidden_act {activations} or "
-      f"layer_norm_eps {epsilons}; CLIP's are equal"
-    )
-  return {
-    # Defaults of transformers' CLIPVisionConfig and CLIPTextConfig.
-    "heads": (
-      vision.get("num_attention_heads", 12),
-      text.get("num_attention_heads", 8),
-    ),
-    # transformers takes the highest id where the config still has the wrong 2.
-    "eot_id": None if (end := text.get("eos_token_id", 49407)) == 2 else end,
-    "activation": activations[0],
-    "norm_eps": epsilons[0],
-  }
-
-
-def _blip_options(config: Mapping[str, Any], does: str) -> dict[str, Any]:
-  """What shapes do not tell, from a Hugging Face config."""
-  if not config:
-    return {}
-  vision, text = config.get("vision_config", {}), config.get("text_config", {})
-  ids = {}
-  if does in ("caption", "vqa"):
-    # Defaults of transformers' BlipTextConfig.
-    ids["bos_id"] = text.get("bos_token_id", presets.BLIP_WORDS - 2)
-    ids["sep_id"] = text.get("sep_token_id", presets.SEP)
-  return {
-    **ids,
-    # Defaults of transformers' BlipVisionConfig and BlipTextConfig.
-    "heads": (
-      vision.get("num_attention_heads", 12),
-      text.get("num_attention_heads", 8),
-    ),
-    "norm_eps": (
-      vision.get("layer_norm_eps", 1e-5),
-      text.get("layer_norm_eps", 1e-12),
-    ),
-  }
 
 
 def _folder_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -157,7 +157,8 @@ class Decoder(_TextTower):
     norm = nn.LayerNorm(
       epsilon=encoder.norm_eps, dtype="float32", name="transform_norm"
     )
-    x = norm(jax.nn.gelu(x, approximate=False)).astype(encoder.dtype)
+    activate = blocks.ACTIVATIONS[encoder.activation]
+    x = norm(activate(x)).astype(encoder.dtype)
     bias = self.param("output_bias", nn.initializers.zeros, (spec.vocab_size,))
     logits = jnp.einsum(
       "bnd,vd->bnv",

@@ -248,7 +248,7 @@ def _quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 # A hidden value of 0 stays 0 under each of them: masks rely on it.
-_ACTIVATIONS = {
+ACTIVATIONS = {
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
   "quick_gelu": _quick_gelu,
 }
@@ -275,6 +275,6 @@ class Mlp(nn.Module):
       z = importance.tap(self.estimator.reduce, z, mask, probe, weights)
     elif mask is not None:
       z = z * mask[None, None].astype(z.dtype)
-    hidden = _ACTIVATIONS[self.spec.activation](z)
+    hidden = ACTIVATIONS[self.spec.activation](z)
     out = Projection(neurons, width, self.spec.dtype, name="down")(hidden)
     return out, hidden

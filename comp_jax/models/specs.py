@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+ACTIVATIONS = ("gelu", "quick_gelu")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
@@ -61,7 +63,8 @@ class EncoderSpec:
     remat: recompute activations in the backward pass.
     unroll: layers per step of the scan.
     causal: tokens see themselves and what stands before them.
-    activation: of the MLP: `gelu` (exact) or `quick_gelu` (CLIP's).
+    activation: of the MLP and of a decoder's head: `gelu` (exact) or
+      `quick_gelu` (CLIP's).
     source_width: width of the tokens that cross-attention reads; 0 without.
     merge_from: first layer that joins two cross-attentions by a linear map;
       the layers below, or all without it, take their mean.
@@ -84,9 +87,10 @@ class EncoderSpec:
   merge_from: int | None = None
 
   def __post_init__(self):
-    if self.activation not in ("gelu", "quick_gelu"):
+    if self.activation not in ACTIVATIONS:
       raise ValueError(
-        f"activation must be gelu or quick_gelu, not {self.activation!r}"
+        f"activation must be {' or '.join(ACTIVATIONS)}, not "
+        f"{self.activation!r}"
       )
 
   @property

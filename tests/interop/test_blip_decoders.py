@@ -28,8 +28,11 @@ KINDS = {
 LOSSES = {"caption": caption.loss, "vqa": vqa.loss}
 
 
-def build(task, width=None):
-  """A small random model of transformers, with text towers of a width."""
+def build(task, width=None, activations=("gelu", "gelu")):
+  """A small random model of transformers, with text towers of a width.
+
+  Activations are those of the vision and of the text towers.
+  """
   config = transformers.BlipConfig(
     text_config={
       "hidden_size": width or WIDTH[task],
@@ -43,6 +46,7 @@ def build(task, width=None):
       "sep_token_id": kit.SEP,
       "eos_token_id": kit.SEP,
       "label_smoothing": 0.1,
+      "hidden_act": activations[1],
     },
     vision_config={
       "hidden_size": 24,
@@ -52,6 +56,7 @@ def build(task, width=None):
       "image_size": 32,
       "patch_size": 8,
       "layer_norm_eps": 1e-6,
+      "hidden_act": activations[0],
     },
   )
   config._attn_implementation = "eager"
@@ -182,6 +187,19 @@ def test_it_equals_torch_layer_by_layer(case):
   assert loaded.spec.family == task
   assert spec_json.from_dict(spec_json.to_dict(loaded.spec)) == loaded.spec
   _equals_torch(loaded, model, task, batch)
+
+
+@pytest.mark.parametrize(
+  ("task", "activations"),
+  [("caption", ("gelu", "quick_gelu")), ("vqa", ("quick_gelu", "gelu"))],
+)
+def test_each_tower_has_the_activation_of_its_config(
+  task, activations, tmp_path
+):
+  """The decoder's head too."""
+  model = build(task, activations=activations)
+  model.save_pretrained(tmp_path)
+  _equals_torch(comp_jax.load(tmp_path), model, task, batch_of(task))
 
 
 def test_questions_may_be_narrower_than_images(tmp_path):

@@ -19,8 +19,8 @@ transformers = pytest.importorskip(
 EOT = 39
 
 
-@pytest.fixture(scope="module")
-def model():
+def build(vision=None, text=None):
+  """A small random model of transformers; fields of its towers' configs."""
   shared = {"num_hidden_layers": 2, "projection_dim": 20}
   config = transformers.CLIPConfig(
     text_config={
@@ -33,6 +33,7 @@ def model():
       "bos_token_id": 2,
       "pad_token_id": 0,
       **shared,
+      **(text or {}),
     },
     vision_config={
       "hidden_size": 24,
@@ -41,6 +42,7 @@ def model():
       "image_size": 32,
       "patch_size": 8,
       **shared,
+      **(vision or {}),
     },
     projection_dim=20,
   )
@@ -54,6 +56,11 @@ def model():
       value.copy_(1 + noise if norm else noise)
     built.logit_scale.fill_(2.0)
   return built.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+  return build()
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +95,16 @@ def test_a_hugging_face_folder_gives_torchs_logits(model, folder, inputs):
   loaded = comp_jax.load(folder)
   assert loaded.spec.text.encoder.causal
   logits = loaded.logits(*inputs)
+  np.testing.assert_allclose(
+    logits, _expected(model, inputs), rtol=0, atol=1e-4
+  )
+
+
+def test_each_tower_has_its_own_activation_and_epsilon(inputs, tmp_path):
+  vision = {"hidden_act": "gelu", "layer_norm_eps": 0.3}
+  model = build(vision, {"layer_norm_eps": 0.1})
+  model.save_pretrained(tmp_path)
+  logits = comp_jax.load(tmp_path).logits(*inputs)
   np.testing.assert_allclose(
     logits, _expected(model, inputs), rtol=0, atol=1e-4
   )

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from comp_jax import errors
-from comp_jax.interop import atomic, blip, store, tensors
+from comp_jax.interop import atomic, blip, hf_config, store, tensors
 from comp_jax.interop import load as load_lib
 from comp_jax.models import families, specs, towers
 
@@ -66,8 +66,21 @@ def export(
     for path in like.glob(pattern):
       if "index" not in path.name:  # Of shards, which are joined here.
         shutil.copy(path, to / path.name)
+  if source.config:
+    atomic.write_json(to / hf_config.FILE, _in_float32(source.config))
   with atomic.replacing(to / FILE) as temporary:
     safetensors_numpy.save_file(arrays, temporary, metadata={"format": "pt"})
+
+
+def _in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config of float32 weights: transformers casts to what it names."""
+
+  def value_of(key, value):
+    if isinstance(value, Mapping):
+      return _in_float32(value)
+    return "float32" if value and key in ("dtype", "torch_dtype") else value
+
+  return {key: value_of(key, value) for key, value in config.items()}
 
 
 def widened(

@@ -1,5 +1,7 @@
 """Compact models back in their source's layout, run by transformers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,33 @@ def test_a_dense_model_comes_back_bit_for_bit(case, tmp_path):
   assert before.keys() == after.keys()
   for name, array in before.items():
     np.testing.assert_array_equal(after[name], array)
+
+
+def test_half_precision_comes_back_as_the_float32_that_it_was_pruned_in(
+  case, tmp_path
+):
+  """In its config as well: transformers casts to what that names."""
+  folder, _, kind, inputs, build = case
+  half = kind.from_pretrained(folder).half()
+  half.config.vision_config.torch_dtype = "float16"
+  half.save_pretrained(tmp_path / "half")
+  assert "float16" in (tmp_path / "half" / "config.json").read_text()
+  loaded = comp_jax.load(tmp_path / "half")
+  changed = jax.tree.map(lambda x: x * np.float32(1.0001), dict(loaded.params))
+  loaded = dataclasses.replace(loaded, params=changed)
+  export.export(loaded, tmp_path / "half", tmp_path / "out")
+  assert "float16" not in (tmp_path / "out" / "config.json").read_text()
+  theirs = kind.from_pretrained(tmp_path / "out")
+  assert theirs.dtype == torch.float32
+  again = comp_jax.load(tmp_path / "out").params
+  for tower in ("vision", "text"):
+    jax.tree.map(np.testing.assert_array_equal, again[tower], changed[tower])
+  if isinstance(inputs, dict):
+    ours = loaded(inputs)[0]["logits"]
+  else:
+    ours = loaded.logits(*inputs)
+  expected = build._expected(theirs.eval(), inputs)
+  np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
 def test_another_source_is_refused(case, tmp_path):

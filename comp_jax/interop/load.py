@@ -5,6 +5,7 @@ beside safetensors or .bin) and single files of PyTorch or safetensors.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -180,17 +181,53 @@ def read(path: pathlib.Path) -> Published:
 
 def _folder_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   """All arrays of a Hugging Face folder, its shards joined."""
+  arrays = {}
+  for file in _weights(path):
+    arrays |= _file_arrays(file)
+  return arrays
+
+
+def _weights(path: pathlib.Path) -> list[pathlib.Path]:
+  """The files that transformers would read, or the only one that there is.
+
+  Others may lie beside them: of other code, of an optimiser, arguments.
+  """
+  for name in ("model.safetensors", "pytorch_model.bin"):
+    index = path / f"{name}.index.json"
+    if (path / name).is_file():
+      return [path / name]
+    if index.is_file():
+      return _shards(index)
   for suffix in ("*.safetensors", "*.bin"):
     files = sorted(path.glob(suffix))
+    if len(files) == 1:
+      return files
     if files:
-      arrays = {}
-      for file in files:
-        arrays.update(_file_arrays(file))
-      return arrays
+      raise errors.UserError(
+        f"{path}: neither model.safetensors nor an index of shards beside "
+        f"{', '.join(file.name for file in files)}; name one file"
+      )
   raise errors.UserError(
     f"{path}: no *.safetensors and no *.bin beside config.json; fetch the "
     "weights as well"
   )
+
+
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+  """The files that an index of shards names."""
+  try:
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    files = [index.parent / name for name in sorted(set(names))]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise errors.UserError(
+      f"{index}: not a readable index of shards ({error!r}); fetch it again"
+    ) from error
+  if missing := [file.name for file in files if not file.is_file()]:
+    raise errors.UserError(
+      f"{index}: names {', '.join(missing)}, not in the folder; fetch the "
+      "weights as well"
+    )
+  return files
 
 
 def _file_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

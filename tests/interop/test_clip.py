@@ -1,8 +1,11 @@
 """CLIP checkpoints against transformers' CLIPModel, and their layouts."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 import comp_jax
 from comp_jax import errors
@@ -117,6 +120,53 @@ def test_the_bin_layout_and_another_image_size(model, folder, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, ours.params, bins.params)
   larger = load.load(folder, image_size=48)
   assert larger.params["vision"]["position_embedding"].shape == (37, 24)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_weights_of_a_folder_are_those_that_transformers_reads(
+  model, folder, tmp_path, safe
+):
+  """Whatever lies beside them."""
+  name = "model.safetensors" if safe else "pytorch_model.bin"
+  arrays = load.read(folder).arrays
+  save = safetensors_numpy.save_file if safe else _save_bin
+
+  def same():
+    ours = load.load(tmp_path).params
+    jax.tree.map(np.testing.assert_array_equal, ours, load.load(folder).params)
+
+  (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+  # A name of another's own, while it is alone.
+  save(arrays, tmp_path / f"own-{name}")
+  same()
+  for stranger in ("open_clip_", "training_args."):
+    other = tmp_path / f"{stranger}{name}"
+    save({"visual.proj": np.ones((2, 2), np.float32)}, other)
+  with pytest.raises(errors.UserError, match="neither .* name one file"):
+    load.load(tmp_path)
+  # In shards, which an index names.
+  halves = dict(list(arrays.items())[::2]), dict(list(arrays.items())[1::2])
+  places = {}
+  for half, shard in zip(halves, (f"1-{name}", f"2-{name}"), strict=True):
+    save(half, tmp_path / shard)
+    places |= dict.fromkeys(half, shard)
+  index = tmp_path / f"{name}.index.json"
+  index.write_text(json.dumps({"weight_map": places}))
+  same()
+  (tmp_path / f"2-{name}").unlink()
+  with pytest.raises(errors.UserError, match="names 2-.*, not in the folder"):
+    load.load(tmp_path)
+  for text in ("{", "[]", '{"weight_map": {"x": 3}}', '{"weight_map": null}'):
+    index.write_text(text)
+    with pytest.raises(errors.UserError, match="not a readable index"):
+      load.load(tmp_path)
+  # Whole, beside them.
+  save(arrays, tmp_path / name)
+  same()
+
+
+def _save_bin(arrays, path):
+  torch.save({k: torch.tensor(v) for k, v in arrays.items()}, path)
 
 
 def _openai(model):

@@ -57,7 +57,9 @@ def export(
       f"is a {loaded.spec.family} model for {ours}"
     )
   params = widened(loaded.params, loaded.spec, spec, str(like))
-  arrays = inverse(params, source.arrays, lambda labels: build(labels)[1])
+  arrays = inverse(
+    params, source.arrays, lambda labels: build(labels)[1], str(like)
+  )
   arrays |= {
     copy: arrays[first] for copy, first in blip.TIED.items() if copy in arrays
   }
@@ -129,37 +131,56 @@ def inverse(
   params: Mapping,
   arrays: Mapping[str, np.ndarray],
   read: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]],
+  where: str,
 ) -> dict[str, np.ndarray]:
   """Arrays that `read` would turn into `params`; the others stay as they are.
 
-  A reader only moves numbers. Shown the position of every number instead of
-  the number, it tells where each parameter came from.
+  A reader moves numbers, and scales some. Shown ones, it tells by how much;
+  shown the position of every number instead of the number, it tells where each
+  parameter came from. What is then still float32 is a number of its own (the
+  temperature, where a layout has none), which stays behind.
 
   Args:
     params: nested dict, of the shapes that `read` returns.
     arrays: a checkpoint in the layout to write.
-    read: from that layout to ours.
+    read: from that layout to ours; keeps what is float64.
+    where: the checkpoint lies, for the message of an error.
+
+  Raises:
+    UserError: a layout in which two parameters share a place.
   """
   sizes = {name: int(np.size(array)) for name, array in arrays.items()}
-  starts = dict(
-    zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True)
-  )
+  ends = np.cumsum([0, *sizes.values()]).tolist()
+  starts = dict(zip(sizes, ends[:-1], strict=True))
   labels = {
-    name: (starts[name] + np.arange(sizes[name], dtype=np.float64)).reshape(
-      np.shape(array)
+    name: np.arange(start, start + sizes[name], dtype=np.float64).reshape(
+      np.shape(arrays[name])
     )
-    for name, array in arrays.items()
-  }
-  flat = np.concatenate(
-    [np.asarray(a, np.float32).reshape(-1) for a in arrays.values()]
-  )
-  places = tensors.flatten(read(labels))
-  for path, values in tensors.flatten(params).items():
-    where = np.asarray(places[path])
-    if not np.all(where == np.rint(where)):
-      continue  # No position but a number of the reader's own.
-    flat[where.astype(np.int64).reshape(-1)] = np.asarray(values).reshape(-1)
-  return {
-    name: flat[start : start + sizes[name]].reshape(np.shape(arrays[name]))
     for name, start in starts.items()
   }
+  places = tensors.flatten(read(labels))
+  scales = tensors.flatten(
+    read({name: np.ones_like(each) for name, each in labels.items()})
+  )
+  flat, written = np.zeros(ends[-1], np.float32), np.zeros(ends[-1], bool)
+  for path, values in tensors.flatten(params).items():
+    if places[path].dtype != np.float64:
+      continue
+    place = np.rint(places[path] / scales[path]).astype(np.int64).reshape(-1)
+    if np.any(written[place]):
+      raise errors.UserError(
+        f"{where}: has one place for {path} and for another parameter that "
+        "began as the same; its layout cannot hold the model"
+      )
+    flat[place] = (np.asarray(values) / scales[path]).reshape(-1)
+    written[place] = True
+  result = {}
+  for name, array in arrays.items():
+    span = slice(starts[name], starts[name] + sizes[name])
+    if written[span].any():
+      before = np.asarray(array, np.float32).reshape(-1)
+      after = np.where(written[span], flat[span], before)
+      result[name] = after.reshape(np.shape(array))
+    else:  # The same type and bits; safetensors wants them in order.
+      result[name] = np.array(array, order="C")
+  return result

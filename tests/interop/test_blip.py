@@ -149,8 +149,8 @@ def test_the_authors_layout_gives_the_same_parameters(
   assert loaded.spec.vision.encoder.norm_eps == 1e-6
 
 
-def test_a_compressed_text_encoder_keeps_its_own_scale(model):
-  """UPop's BERT divides by the root of the channels that are left."""
+def compressed(model):
+  """UPop's slices of one cross-attention."""
   arrays = _original(model)
   layer = "text_encoder.encoder.layer.1.crossattention"
   live = np.tile([True, False, True, False], 4)
@@ -161,6 +161,13 @@ def test_a_compressed_text_encoder_keeps_its_own_scale(model):
   arrays[f"{layer}.output.dense.weight"] = arrays[
     f"{layer}.output.dense.weight"
   ][:, live]
+  return arrays
+
+
+def test_a_compressed_text_encoder_keeps_its_own_scale(model):
+  """UPop's BERT divides by the root of the channels that are left."""
+  arrays = compressed(model)
+  layer = "text_encoder.encoder.layer.1.crossattention"
   spec, params = blip.matching(arrays, "small", heads=(3, 4))
   assert spec.text.encoder.layers[1].cross[0].head_width == 2
   assert spec.text.encoder.scale_width == 4

@@ -227,8 +227,11 @@ def test_openais_layout_gives_the_same_parameters(model, folder):
   jax.tree.map(np.testing.assert_array_equal, params, dict(ours.params))
 
 
-def test_a_compressed_checkpoint_describes_itself(model, inputs):
-  """UPop's slices: the same channels of every head, each layer its own."""
+def compressed(model):
+  """UPop's slices, and the dense arrays with zeros for what they lack.
+
+  The same channels of every head went, in each layer others.
+  """
   arrays = _openai(model)
   kept = {
     ("visual.", 0): ([0, 2, 5], 8, 3),
@@ -264,6 +267,11 @@ def test_a_compressed_checkpoint_describes_itself(model, inputs):
     masked[name] = np.where(
       np.arange(len(arrays[name])) < 9 + layer, arrays[name], 0
     )
+  return small, masked
+
+
+def test_a_compressed_checkpoint_describes_itself(model, inputs):
+  small, masked = compressed(model)
   spec, params = clip.two_tower(small, "small", heads=(3, 4))
   assert [x.head_width for x in spec.vision.encoder.layers] == [3, 4]
   assert [x.mlp for x in spec.text.encoder.layers] == [9, 10]

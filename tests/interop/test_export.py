@@ -1,6 +1,7 @@
 """Compact models back in their source's layout, run by transformers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -131,13 +132,20 @@ def test_another_source_is_refused(case, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
+def _saved(arrays, path):
+  """A file of the authors."""
+  state = {k: torch.tensor(np.asarray(v)) for k, v in arrays.items()}
+  torch.save({"model": state}, path)
+
+
 def test_the_authors_layout_of_retrieval_comes_back_whole(tmp_path):
   """Twins and queues too; a temperature of our own replaces theirs."""
   arrays = test_blip._original(test_blip.model.__wrapped__())
   path = tmp_path / "model_base_retrieval.pth"
-  torch.save(
-    {"model": {k: torch.tensor(np.asarray(v)) for k, v in arrays.items()}}, path
-  )
+  # What no parameter is made of keeps its type and bits.
+  arrays["idx_queue"] = np.full((1, 10), 2**53 + 1)
+  arrays["image_queue"] = np.full((8, 10), 0.1, np.float16).T
+  _saved(arrays, path)
   loaded = comp_jax.load(path, heads=(3, 4))
   loaded.params["temperature"] = np.float32(0.06)
   export.export(loaded, path, tmp_path / "out", heads=(3, 4))
@@ -146,3 +154,36 @@ def test_the_authors_layout_of_retrieval_comes_back_whole(tmp_path):
   assert after["temp"] == np.float32(0.06)
   for name in arrays.keys() - {"temp"}:
     np.testing.assert_array_equal(after[name], arrays[name])
+    assert after[name].dtype == arrays[name].dtype
+
+
+@pytest.mark.parametrize("kind", ["clip", "blip"])
+def test_a_compressed_source_keeps_its_own_scale(kind, tmp_path):
+  """UPop's attention divides by the root of what is left, ours does not."""
+  build = {"clip": test_clip, "blip": test_blip}[kind]
+  arrays = build.compressed(build.model.__wrapped__())
+  arrays = arrays[0] if kind == "clip" else arrays
+  path = tmp_path / "compressed.pth"
+  _saved(arrays, path)
+  loaded = comp_jax.load(path, heads=(3, 4))
+  export.export(loaded, path, tmp_path / "same", heads=(3, 4))
+  after = load.read(tmp_path / "same" / export.FILE).arrays
+  for name, array in arrays.items():
+    np.testing.assert_allclose(after[name], array, rtol=1e-6, atol=0)
+  trained = dataclasses.replace(
+    loaded, params=jax.tree.map(lambda x: 1.5 * x, dict(loaded.params))
+  )
+  export.export(trained, path, tmp_path / "out", heads=(3, 4))
+  again = comp_jax.load(tmp_path / "out" / export.FILE, heads=(3, 4))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=0)
+  jax.tree.map(close, dict(again.params), dict(trained.params))
+
+
+def test_a_layout_without_room_for_the_model_is_refused(tmp_path):
+  """A BLIP that looks at one image cannot hold one that looks at two."""
+  path = tmp_path / "generic.pth"
+  _saved(test_blip._original(test_blip.model.__wrapped__()), path)
+  loaded = comp_jax.load(path, "nlvr", heads=(3, 4))
+  with pytest.raises(errors.UserError, match="one place for .*/cross1/"):
+    export.export(loaded, path, tmp_path / "out", heads=(3, 4))
+  assert not (tmp_path / "out").exists()

@@ -77,7 +77,7 @@ def matching(
   Raises:
     UserError: names each missing, unexpected and misshaped array.
   """
-  texts = {"text": (towers.ENCODER, _reader(arrays, "cls"))}
+  texts = {"text": (towers.ENCODER, _reader("cls", _begins_enc(arrays)))}
   checkpoint, sides, params = _begun(arrays, where, texts, untold)
   params["head"] = _head(checkpoint, "itm_head", sides, 2)
   checkpoint.finish((*_UNUSED, *_CONTRASTIVE, *_WRITING))
@@ -88,7 +88,7 @@ def retrieval(
   arrays: Mapping[str, np.ndarray], where: str, **untold: Any
 ) -> tuple[specs.RetrievalSpec, dict]:
   """The spec and the parameters of a BLIP for retrieval; see `matching`."""
-  texts = {"text": (towers.ENCODER, _reader(arrays, "cls"))}
+  texts = {"text": (towers.ENCODER, _reader("cls", _begins_enc(arrays)))}
   checkpoint, sides, params = _begun(arrays, where, texts, untold)
   joint = np.shape(arrays.get("vision_proj.bias", np.zeros(256)))[0]
   params |= {
@@ -118,7 +118,8 @@ def nlvr(
   generic = not is_nlvr(arrays)
   if generic:
     arrays = _doubled(arrays)
-  texts = {"text": (towers.ENCODER, _reader(arrays, "cls"))}
+  # transformers has no such model, whatever the layout: [ENC], as the authors.
+  texts = {"text": (towers.ENCODER, _reader("cls", begins_enc=True))}
   checkpoint, sides, params = _begun(
     arrays, where, texts, untold, towers.TWO_CROSSES
   )
@@ -161,7 +162,7 @@ def vqa(
 ) -> tuple[specs.VqaSpec, dict]:
   """The spec and the parameters of BLIP's question answering; see `caption`."""
   texts = {
-    "text": (towers.ENCODER, _reader(arrays, "tokens", sep_id)),
+    "text": (towers.ENCODER, _reader("tokens", _begins_enc(arrays), sep_id)),
     "answer": (towers.DECODER, _writer(bos_id, sep_id)),
   }
   checkpoint, sides, params = _begun(arrays, where, texts, untold)
@@ -195,13 +196,16 @@ def _head(checkpoint, name, sides, outputs, tower="text") -> dict:
   return towers.linear(checkpoint, name, width, outputs)
 
 
-def _reader(arrays, readout, sep_id=presets.SEP):
+def _begins_enc(arrays) -> bool:
+  """Whether texts begin with [ENC]; transformers leaves [CLS] there."""
+  return towers.names_of(arrays) is towers.ORIGINAL
+
+
+def _reader(readout, begins_enc, sep_id=presets.SEP):
   """Makes the spec of a text encoder."""
 
   def make(vocab_size, **fields):
-    # The authors' code puts [ENC] first, transformers' leaves [CLS] there.
-    original = towers.names_of(arrays) is towers.ORIGINAL
-    has_enc = original and vocab_size == presets.BLIP_WORDS
+    has_enc = begins_enc and vocab_size == presets.BLIP_WORDS
     return specs.BertSpec(
       vocab_size=vocab_size,
       enc_id=vocab_size - 1 if has_enc else None,

@@ -16,7 +16,7 @@ from comp_jax.models import families, presets, spec_json, towers
 from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-from tests.interop import torch_nlvr  # noqa: E402
+from tests.interop import test_blip, torch_nlvr  # noqa: E402
 
 # Beside a ViT-L the text tower is both narrower and shallower.
 SIZES = {
@@ -210,6 +210,17 @@ def test_the_published_vocabulary_brings_enc(model):
   arrays[name] = np.zeros((presets.BLIP_WORDS, 16), np.float32)
   spec, _ = blip.nlvr(arrays, "published", heads=(3, 4))
   assert spec.text.enc_id == 30523
+
+
+def test_a_hugging_face_start_brings_enc_too():
+  """Though a model that transformers has keeps [CLS], as it does there."""
+  published = test_blip.model.__wrapped__()
+  arrays = {k: v.numpy() for k, v in published.state_dict().items()}
+  name = "text_encoder.embeddings.word_embeddings.weight"
+  assert blip.nlvr(arrays, "small", heads=(3, 4))[0].text.enc_id is None
+  arrays[name] = np.zeros((presets.BLIP_WORDS, 16), np.float32)
+  assert blip.nlvr(arrays, "start", heads=(3, 4))[0].text.enc_id == 30523
+  assert blip.retrieval(arrays, "x", heads=(3, 4))[0].text.enc_id is None
 
 
 def test_published_size_and_cost():

@@ -8,14 +8,20 @@ def load(path, task=None, **options):
 
   Args:
     path: a folder that prune.py, train.py or `interop.store.save` wrote; a
-      Hugging Face folder of a CLIPModel; or a file in Hugging Face's or
-      OpenAI's layout, dense or compressed by UPop.
-    task: what the model is for; None for what the checkpoint says.
+      Hugging Face folder of a CLIP or BLIP; or a file in the layout of Hugging
+      Face, OpenAI (CLIP) or BLIP's authors, dense or compressed by UPop.
+    task: `retrieval` (CLIP, BLIP), `matching`, `nlvr`, `caption` or `vqa`
+      (BLIP); None for what the checkpoint says.
     **options: `heads` and `image_size`, see `interop.load.load`.
 
   Returns:
-    A `comp_jax.interop.store.Loaded`: its methods are `encode_image`,
-    `encode_text` and `logits`.
+    A `comp_jax.interop.store.Loaded`: called with a batch it gives the outputs
+    of its model; where images and texts meet in a joint space (CLIP, BLIP's
+    retrieval) its methods are `encode_image`, `encode_text` and `logits`, too.
+
+  Raises:
+    UserError: nothing readable, another model than asked for, or arrays that
+      do not fit.
   """
   # `import comp_jax` alone must not load JAX.
   from comp_jax.interop import load as load_lib

@@ -95,7 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
   ]
   lines.append(f"parameters: {families.params_count(spec):,}")
   legacy = families.legacy_macs(spec, counts)
-  if legacy is not None:
+  if legacy == total:
+    lines.append("legacy, the published papers' convention: the same")
+  elif legacy is not None:
     lines.append(
       "legacy, the published papers' training graph, momentum twins counted: "
       f"{legacy / 1e9:.4f} G MACs, {families.legacy_params_count(spec):,} "

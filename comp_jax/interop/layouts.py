@@ -91,7 +91,7 @@ class Checkpoint:
       listed += f"; and {more} more" if more > 0 else ""
       raise errors.UserError(
         f"{self._where}: {len(problems)} arrays do not fit the model: {listed}."
-        " Use the preset that these weights belong to"
+        " They belong to another model, or are not all of one"
       )
 
 

@@ -94,7 +94,8 @@ def test_inspect_cost_adds_up(model, capsys):
   [
     ("clip_l14_336", ("197.7619 G", "395.7007 G", "855,888,385")),
     ("blip_retrieval", ("70.5739 G", "153.2425 G", "447,486,979")),
-    ("blip_caption", ("65.7196 G", "223,971,644")),
+    ("blip_caption", ("65.7196 G", "223,971,644", "legacy, the published")),
+    ("blip_nlvr", ("132.5407 G", "259,372,034", "convention: the same")),
     ("blip_vqa", ("107.3026 G", "186.1213 G", "361,478,972")),
   ],
 )

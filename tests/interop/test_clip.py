@@ -293,6 +293,7 @@ def test_every_wrong_array_is_named_at_once(model):
     clip.two_tower(arrays, "file.pt", heads=(3, 4))
   for part in ("ln_final.bias: missing", "ln_post.weight: (5,)", "stranger"):
     assert part in str(caught.value)
+  assert "They belong to another model, or are not all of" in str(caught.value)
 
 
 def test_what_is_no_clip_is_refused(tmp_path):

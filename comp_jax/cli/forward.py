@@ -38,6 +38,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     "attention_mask [b, n]; for vqa decoder_input_ids and "
     "decoder_attention_mask [b, m] too. Without a mask every token counts, as "
     "in PyTorch; of a CLIP those up to the end of text, which it reads out. "
+    "The answers of transformers' vqa read the padding of questions, these do "
+    "not: compare with questions of one length. "
     "Other arrays are ignored",
   )
   parser.add_argument("--out", required=True, help="npz to write")
@@ -54,9 +56,16 @@ def run(arguments: argparse.Namespace) -> None:
   """Reads, runs and writes."""
   loaded = convert.load(arguments.model, arguments)
   spec = loaded.spec
-  if loaded.recipe.get("layout") == load_lib.TRANSFORMERS:
+  of_transformers = loaded.recipe.get("layout") == load_lib.TRANSFORMERS
+  if of_transformers:
     spec = _without_bos(spec)
   batch = _inputs(pathlib.Path(arguments.inputs), spec)
+  padded = not np.all(batch["text_mask"])
+  if of_transformers and padded and "answer" in spec.towers:
+    print(
+      "questions have padding: transformers' answers read it, these do not, so "
+      "that their logits differ"
+    )
   policies = {t: loaded.policies.get(t) for t in spec.towers}
   run_model = jax.jit(families.traced, static_argnums=0)
   output, aux, hidden = run_model(spec, loaded.params, batch, policies)

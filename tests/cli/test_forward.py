@@ -78,14 +78,22 @@ def test_a_decoder_begins_as_its_pytorch_does(task, tmp_path, capsys):
 
   model.save_pretrained(tmp_path / "published")
   check(tmp_path / "published", given)
-  assert "taken for" not in capsys.readouterr().out
+  shown = capsys.readouterr().out
+  assert "taken for" not in shown
+  # What `decoders._decoded` had to work around.
+  assert ("questions have padding" in shown) == (task == "vqa")
   folder = tmp_path / "converted"
   options = ["--source", str(tmp_path / "published"), "--to", str(folder)]
   assert verbs.main(["convert", *options]) == 0
   check(folder, given)
+  assert ("have padding" in capsys.readouterr().out) == (task == "vqa")
   torch.save({"model": decoders._authors(model)}, tmp_path / "model.pth")
   check(tmp_path / "model.pth", batch, "--heads", "3", "4")
-  assert f"begin with {decoders.BOS}" in capsys.readouterr().out
+  shown = capsys.readouterr().out
+  assert f"begin with {decoders.BOS}" in shown and "padding" not in shown
+  whole = inputs | {"attention_mask": np.ones_like(batch["text_mask"])}
+  _forward(tmp_path, tmp_path / "published", whole)
+  assert "padding" not in capsys.readouterr().out
 
 
 def test_a_model_that_is_named_wrongly_is_one_line(tmp_path, capsys):

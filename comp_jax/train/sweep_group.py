@@ -1,5 +1,6 @@
 """The points of a sweep that one program serves, from config to results."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from comp_jax.data import sources
 from comp_jax.interop import atomic
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
+  costs,
   examples,
   preemption,
   prepare,
@@ -50,7 +52,8 @@ def run(
 ) -> list[dict[str, Any]]:
   """Searches, fine-tunes and evaluates every point; writes `results.jsonl`.
 
-  The outcomes of each one's examples go to a folder of its own.
+  The outcomes of each one's examples go to a folder of its own. A point whose
+  ratio its recipe cannot reach fails alone.
 
   Args:
     config: what the points share.
@@ -62,10 +65,13 @@ def run(
     fit.Interrupted: a signal; run again to go on.
   """
   members = [_member(config, point) for point in points]
-  # The floor of the model is checked for the largest ratio.
   config = ml_collections.ConfigDict(config)
-  config.ratio = max(member.ratio for member in members)
+  # A ratio of 0 is above any floor; that of each point is checked alone.
+  config.ratio = 0.0
   job = prepare.prepare(config)
+  config.ratio = max(member.ratio for member in members)
+  floor = costs.floor(job.stage, costs.valid_tokens(job.spec, job.select))
+  reached = [floor <= 1.0 - member.ratio for member in members]
   shared = {**job.data.splits}
   shared["train"] = sources.Decoded(shared["train"])
   data = replace(job.data, splits=shared)
@@ -75,7 +81,7 @@ def run(
     plan=job.plan,
     optimizer=lambda rate: prepare.optimizer(config, rate),
     finetune=setup.schedule(config.finetune),
-    members=members,
+    members=list(itertools.compress(members, reached)),
     mesh=job.mesh,
   )
   prune, finetune = config.prune, config.finetune
@@ -84,37 +90,33 @@ def run(
     done = read(workdir)
     if len(done) == len(points):
       return done
-    counted = {"search": 0, "finetune": 0}
+    keys = ("mode", "macs_fraction", "metric", "loss")
 
     def note(phase, rows):
-      counted[phase] += 1
-      keys = ("mode", "macs_fraction", "metric", "loss")
-      atomic.write_json(
-        workdir / PROGRESS,
-        {
-          "phase": phase,
-          "members": [{k: row[k] for k in keys if k in row} for row in rows],
-        },
+      shown = [{k: row[k] for k in keys if k in row} for row in rows]
+      shown = _spread(shown, reached, {})
+      atomic.write_json(workdir / PROGRESS, {"phase": phase, "members": shown})
+
+    def batches(part, steps, first_step=0):
+      return lambda seed: replace(data, seed=seed).train(
+        part.batch_size, steps, first_step=first_step
       )
 
-    swept, traces = sweep_loop.run(
-      group,
-      job.dense.params,
-      job.select,
-      lambda seed: replace(data, seed=seed).train(
-        prune.batch_size, prune.stage_steps
-      ),
-      lambda seed: replace(data, seed=seed).train(
-        finetune.batch_size,
-        finetune.chunk,
-        first_step=job.plan.total * prune.stage_steps,
-      ),
-      checkpoints=lambda name: checkpoints_lib.Checkpoints(
-        workdir / "checkpoints" / name
-      ),
-      watch=watch,
-      note=note,
-    )
+    swept, traces = [], {}
+    if group.members:
+      swept, traces = sweep_loop.run(
+        group,
+        job.dense.params,
+        job.select,
+        batches(prune, prune.stage_steps),
+        batches(finetune, finetune.chunk, job.plan.total * prune.stage_steps),
+        checkpoints=lambda name: checkpoints_lib.Checkpoints(
+          workdir / "checkpoints" / name
+        ),
+        watch=watch,
+        note=note,
+      )
+    swept = _spread(swept, reached, _beyond(job.stage.recipe.name, floor))
     evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
     for point, member in list(zip(points, swept, strict=True))[len(done) :]:
       metrics = {}
@@ -135,6 +137,25 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return []
   lines = path.read_text(encoding="utf-8").splitlines()
   return [json.loads(line) for line in lines]
+
+
+def _spread(found: Sequence, reached: Sequence[bool], other: Any) -> list:
+  """What was found of the reached points, and `other` of the rest."""
+  found = iter(found)
+  return [next(found) if each else other for each in reached]
+
+
+def _beyond(recipe: str, floor: float) -> sweep_loop.Found:
+  """What a member comes to whose target is below the floor: nothing ran."""
+  return sweep_loop.Found(
+    params={},
+    masks={},
+    thetas={},
+    macs=1.0,
+    history=[],
+    probe={},
+    failed=f"{recipe} can remove at most {1 - floor:.3f} of the MACs",
+  )
 
 
 def _member(config: ml_collections.ConfigDict, point: Point) -> sweep.Member:

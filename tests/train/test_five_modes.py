@@ -219,21 +219,36 @@ def test_a_bad_line_and_a_missing_photo_are_named(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_of_it_goes_from_config_to_results(config, tmp_path):
-  points = [{"ratio": 0.2, "seed": 0}, {"ratio": 0.4, "seed": 3}]
+  points = [
+    {"ratio": ratio, "seed": seed}
+    for ratio, seed in ((0.2, 0), (0.999, 0), (0.4, 3))
+  ]
   config = ml_collections.ConfigDict(config)
   config.recipe.name = "uniform"
   config.prune.max_stages = 2
   results = sweep_group.run(config, points, tmp_path)
   assert sweep_group.read(tmp_path) == results
   assert [row["point"] for row in results] == points
-  assert {row["status"] for row in results} == {"done"}
-  for row in results:
+  # One that cannot be reached takes no other along.
+  assert [row["status"] for row in results] == ["done", "failed", "done"]
+  assert "uniform can remove at most 0.8" in results[1]["reason"]
+  for row in (results[0], results[2]):
     assert row["macs"]["final"] <= row["macs"]["target"]
     assert set(row["metrics"]["finetuned_masked"]["val"]) == {"accuracy", "auc"}
     assert row["compilations"]["stage_step"] == 1
-  for number, row in enumerate(results):
+  for number in (0, 2):
     found = examples.read(workdir.point(tmp_path, number), "val")
-    measured = row["metrics"]["finetuned_masked"]["val"]["accuracy"]
+    metrics = results[number]["metrics"]["finetuned_masked"]
+    measured = metrics["val"]["accuracy"]
     assert outcomes.means(["accuracy"], found)["accuracy"] == measured
   # What is done is not done again.
   assert sweep_group.run(config, points, tmp_path) == results
+
+
+def test_a_sweep_of_points_beyond_reach_runs_nothing(config, tmp_path):
+  config = ml_collections.ConfigDict(config)
+  config.recipe.name = "tome"
+  (row,) = sweep_group.run(config, [{"ratio": 0.9}], tmp_path)
+  assert row["status"] == "failed" and row["ratio"] == 0.9
+  assert "tome can remove at most" in row["reason"]
+  assert not (tmp_path / "checkpoints").exists()

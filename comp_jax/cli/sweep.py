@@ -25,9 +25,9 @@ import rich.table
 from comp_jax import errors
 from comp_jax.cli import shell
 from comp_jax.interop import atomic
+from comp_jax.report import runs
 
 _SHORT = {"ratios": "ratio", "seeds": "seed", "recipes": "recipe.name"}
-INDEX = "index.json"
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -141,7 +141,7 @@ def split(axes: Mapping[str, Sequence[Any]]) -> list[Group]:
     for values in itertools.product(*static.values())
   ]
   return [
-    Group(name=f"group_{index}", fixed=values, points=points)
+    Group(name=runs.GROUP.format(index), fixed=values, points=points)
     for index, values in enumerate(fixed)
   ]
 
@@ -222,7 +222,7 @@ def _run_all(
       f"{len(failed)} of {len(groups)} groups failed; {name}: {said} "
       f"(see {_log(workdir, name)})"
     )
-  console.print(f"results: {workdir / 'results.jsonl'} ({len(results)} points)")
+  console.print(f"results: {workdir / runs.RESULTS} ({len(results)} points)")
 
 
 def _log(workdir: pathlib.Path, name: str) -> pathlib.Path:
@@ -241,18 +241,15 @@ def _gather(
     rows = sweep_group.read(workdir / group.name)
     results += [{**row, "fixed": dict(group.fixed)} for row in rows]
     for number, point in enumerate(group.points):
-      status = "failed" if group.name in failed else "waiting"
-      index.append(
-        {
-          **group.fixed,
-          **point,
-          "group": group.name,
-          "status": rows[number]["status"] if number < len(rows) else status,
-        }
-      )
+      row = {"status": "waiting", "reason": ""}
+      if number < len(rows):
+        row = {key: rows[number][key] for key in row}
+      elif group.name in failed:
+        row = {"status": "failed", "reason": failed[group.name]}
+      index.append({**group.fixed, **point, "group": group.name, **row})
   lines = [json.dumps(row, sort_keys=True) + "\n" for row in results]
-  atomic.write_text(workdir / "results.jsonl", "".join(lines))
-  atomic.write_json(workdir / INDEX, {"points": index})
+  atomic.write_text(workdir / runs.RESULTS, "".join(lines))
+  atomic.write_json(workdir / runs.INDEX, {"points": index})
   return results
 
 

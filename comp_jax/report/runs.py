@@ -14,7 +14,9 @@ from comp_jax import errors
 from comp_jax.report import schema, text
 from comp_jax.train import examples, workdir
 
-# The points of a sweep's group, as `train.sweep_group` writes them.
+# A sweep's groups of points and what became of each, as `cli.sweep` writes
+# them; the points of a group, as `train.sweep_group` does.
+GROUP, INDEX = "group_{}", "index.json"
 RESULTS = "results.jsonl"
 # A final model may cost this much more than its target, relative.
 TOLERANCE = 5e-3
@@ -32,6 +34,8 @@ _FREE = (
   "train",
 )
 _AGAIN = "the same command goes on with it"
+# Path, report and, of one that is left out, the reason.
+_Read = Iterator[tuple[pathlib.Path, schema.Report, str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,14 +131,14 @@ def read(
   Raises:
     UserError: a path that does not exist or holds no run.
   """
-  found, left_out = [], []
+  found, left_out = {}, {}
   for folder in dict.fromkeys(p for top in paths for p in _runs(top)):
     for path, report, reason in _read(folder):
       if reason:
-        left_out.append(LeftOut(path=path, reason=reason))
+        left_out.setdefault(path, LeftOut(path=path, reason=reason))
       else:
-        found.append(Run(path=path, report=report))
-  return found, left_out
+        found.setdefault(path, Run(path=path, report=report))
+  return list(found.values()), list(left_out.values())
 
 
 def _runs(top: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -152,9 +156,7 @@ def _runs(top: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  known = any((folder / n).exists() for n in (workdir.CONFIG, schema.FILE_NAME))
-  # The groups of a sweep lie in folders of their own.
-  if known and "groups" not in _claimed(folder):
+  if any((folder / n).exists() for n in (workdir.CONFIG, schema.FILE_NAME)):
     yield folder
     return
   for child in sorted(folder.iterdir()):
@@ -162,21 +164,21 @@ def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       yield from _below(child)
 
 
-def _claimed(folder: pathlib.Path) -> Mapping[str, Any]:
-  """The config that a workdir belongs to; empty where there is none."""
+def _json(path: pathlib.Path) -> Mapping[str, Any]:
+  """The object in a file; empty where there is none."""
   try:
-    return json.loads((folder / workdir.CONFIG).read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return {}
 
 
-def _read(
-  path: pathlib.Path,
-) -> Iterator[tuple[pathlib.Path, schema.Report, str]]:
-  """Path, report and the reason to leave it out, of a run or of each point."""
-  claimed = _claimed(path)
-  if "points" in claimed:
-    yield from _points(path, claimed)
+def _read(path: pathlib.Path) -> _Read:
+  """A run, or each point of a sweep."""
+  claimed = _json(path / workdir.CONFIG)
+  if "groups" in claimed:
+    yield from _groups(path, claimed["groups"])
+  elif "points" in claimed:
+    yield from _points(path, claimed["points"])
   elif path.is_dir() and not (path / schema.FILE_NAME).exists():
     yield path, {}, f"unfinished: no {schema.FILE_NAME}; {_AGAIN}"
   else:
@@ -186,19 +188,48 @@ def _read(
       yield path, {}, f"failed: {error}"
 
 
+def _groups(sweep: pathlib.Path, groups: Sequence[Mapping]) -> _Read:
+  """The points of a sweep, also those of groups that never began."""
+  index = _json(sweep / INDEX).get("points", ())
+  for number, group in enumerate(groups):
+    name = GROUP.format(number)
+    said = [row.get("reason", "") for row in index if row["group"] == name]
+    yield from _points(sweep / name, group["points"], group["fixed"], said)
+
+
 def _points(
-  folder: pathlib.Path, claimed: Mapping[str, Any]
-) -> Iterator[tuple[pathlib.Path, schema.Report, str]]:
-  """The points of a sweep's group, each as a run that was never compacted."""
-  lines = []
+  folder: pathlib.Path,
+  points: Sequence[Mapping[str, Any]],
+  fixed: Mapping[str, Any] | None = None,
+  said: Sequence[str] = (),
+) -> _Read:
+  """The points of a sweep's group, each as a run that was never compacted.
+
+  Args:
+    folder: of the group; need not exist.
+    points: what tells them apart.
+    fixed: what they share, to name those without a result.
+    said: why the group failed, by point; empty where it did not.
+  """
+  claimed, lines = _json(folder / workdir.CONFIG), []
   if (folder / RESULTS).exists():
     lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
-  for number, point in enumerate(claimed["points"]):
+  for number, point in enumerate(points):
     path = workdir.point(folder, number)
     if number >= len(lines):
-      yield path, {}, f"unfinished: not in {RESULTS}; {_AGAIN}"
+      reason = f"unfinished: not in {RESULTS}" if claimed else "not run"
+      reason = f"{reason}; {_AGAIN}"
+      if number < len(said) and said[number]:
+        reason = f"failed: {said[number]}"
+      values = {**(fixed or {}), **point}
+      named = " ".join(f"{key}={value}" for key, value in values.items())
+      yield path, {}, f"{reason} ({named})"
       continue
-    row = json.loads(lines[number])
+    try:
+      row = json.loads(lines[number])
+    except ValueError as error:
+      yield path, {}, f"failed: line {number + 1} of {RESULTS}: {error}"
+      continue
     if row["status"] != "done":
       yield path, {}, f"failed: {row['reason']}"
       continue

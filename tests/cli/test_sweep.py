@@ -1,9 +1,35 @@
 """What `sweep` makes of its command line."""
 
+import json
+
 import pytest
 
 from comp_jax import errors
 from comp_jax.cli import shell, sweep, verbs
+from comp_jax.report import runs
+
+# A process of a group: the first is done, the second fails, others wait.
+CHILD = """#!/bin/sh
+while [ "$1" != --workdir ]; do shift; done
+sweep=$2
+for name; do :; done
+case $name in
+  group_0) mkdir $sweep/$name; cd $sweep/$name
+    echo '{"config": {}, "points": []}' > config.json
+    echo 'ROW' > results.jsonl;;
+  group_1) echo "error: no such data" >&2; exit 2;;
+  *) trap "touch $sweep/told; exit 130" TERM INT
+    touch $sweep/waits
+    while :; do sleep 0.05; done;;
+esac
+"""
+ROW = {
+  "status": "done",
+  "reason": "",
+  "how": "masked",
+  "macs": {"final": 5.0, "dense": 10.0},
+  "metrics": {"finetuned_masked": {"test": {"accuracy": 0.5}}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +92,31 @@ def test_a_mistake_ends_in_one_line(tmp_path, capsys):
   assert code == 2
   assert capsys.readouterr().err.startswith("error: --processes")
   assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def children(tmp_path, monkeypatch):
+  """Runs a sweep over some recipes, whose groups are processes of no JAX."""
+  child = tmp_path / "child"
+  child.write_text(CHILD.replace("ROW", json.dumps(ROW)))
+  child.chmod(0o755)
+  monkeypatch.setattr(sweep.sys, "executable", str(child))
+  command = ["sweep", "--config", "configs/emoji_tiny.py"]
+  command += ["--workdir", str(tmp_path / "sweep"), "--sweep", "ratios=0.5"]
+  return lambda recipes: verbs.main([*command, f"recipes={recipes}"])
+
+
+def _index(tmp_path):
+  text = (tmp_path / "sweep" / runs.INDEX).read_text()
+  keys = ("group", "status", "reason")
+  return [tuple(p[key] for key in keys) for p in json.loads(text)["points"]]
+
+
+def test_the_index_says_what_became_of_each_point(children, tmp_path):
+  assert children("comp,uniform") == 2
+  assert _index(tmp_path) == [
+    ("group_0", "done", ""),
+    ("group_1", "failed", "no such data"),
+  ]
+  left_out = runs.read([tmp_path / "sweep"])[1]
+  assert "failed: no such data (recipe.name=uniform" in left_out[-1].reason

@@ -97,16 +97,26 @@ def test_one_run_of_each_kind_counts(folder, make):
 
 def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
   """As `train.sweep_group` writes them: a group, its points, a line each."""
-  group = tmp_path / "sweep" / "group0"
+  sweep = tmp_path / "sweep"
+  group = sweep / "group_0"
   group.mkdir(parents=True)
-  (tmp_path / "sweep" / "config.json").write_text(
-    json.dumps({"config": "configs/x.py", "groups": []})
-  )
   points = [
     {"ratio": ratio, "seed": seed, "recipe.strategy.explore": 0.0}
     for ratio in (0.5, 0.7)
     for seed in (0, 1)
   ]
+  groups = [
+    {"fixed": {"recipe.name": name}, "points": points[:most]}
+    for name, most in (("comp", 4), ("tome", 1), ("evit", 1))
+  ]
+  (sweep / "config.json").write_text(
+    json.dumps({"config": "configs/x.py", "groups": groups})
+  )
+  index = [
+    {"group": "group_1", "status": "failed", "reason": "no such recipe"},
+    {"group": "group_2", "status": "waiting", "reason": ""},
+  ]
+  (sweep / runs.INDEX).write_text(json.dumps({"points": index}))
   config = {"ratio": 0.5, "seed": 0, "recipe": {"name": "comp"}}
   config |= {"data": {"name": "emoji"}}
   (group / "config.json").write_text(
@@ -128,21 +138,31 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
     lines.append(json.dumps(line))
   (group / runs.RESULTS).write_text("\n".join(lines) + "\n")
   _keep(workdir.point(group, 0), "accuracy", [True, True, False, False, True])
-  models, left_out = runs.gather([tmp_path])
+  # A group that is named beside its sweep counts once.
+  models, left_out = runs.gather([sweep, group])
   (members,) = models.values()
   assert [run.key for run in members] == [
     # What all runs changed is not named.
     ("comp", 0.5, 0),
     ("comp", 0.7, 0),
   ]
-  assert [run.reason.split(":")[0] for run in left_out] == [
-    "failed",
-    "unfinished",
+  others = "recipe.name={} ratio=0.5 seed=0 recipe.strategy.explore=0.0"
+  assert [run.reason for run in left_out] == [
+    "failed: a loss is not finite",
+    "unfinished: not in results.jsonl; the same command goes on with it "
+    "(recipe.name=comp ratio=0.7 seed=1 recipe.strategy.explore=0.0)",
+    f"failed: no such recipe ({others.format('tome')})",
+    f"not run; the same command goes on with it ({others.format('evit')})",
   ]
   result, _ = comparison.compare(members)
   assert result.dense is None and result.cells[0].mean == 0.6
   spans = {cell.ratio: cell.interval for cell in result.cells}
   assert spans[0.5].over == bootstrap.EXAMPLES and spans[0.7] is None
+  # A copy that was cut short.
+  (group / runs.RESULTS).write_text("\n".join(lines)[:-20])
+  models, left_out = runs.gather([sweep])
+  assert [len(members) for members in models.values()] == [1]
+  assert "failed: line 3 of results.jsonl" in left_out[1].reason
 
 
 def test_means_intervals_and_paired_differences(folder):

@@ -182,40 +182,52 @@ def _run_group(
 def _run_all(
   arguments: argparse.Namespace, groups: Sequence[Group], workdir: pathlib.Path
 ) -> None:
-  """Runs a child process per group, shows where they are, gathers results."""
+  """Runs a child process per group, shows where they are, gathers results.
+
+  Raises:
+    KeyboardInterrupt: SIGINT or SIGTERM; the children have saved and left.
+    UserError: a group failed; the others have run.
+  """
+  from comp_jax.train import preemption
+
   waiting, running, failed = list(groups), {}, {}
   command = [sys.executable, "-m", "comp_jax", "sweep"]
   command += ["--config", arguments.config, "--workdir", arguments.workdir]
   command += ["--sweep", *arguments.sweep]
   console = rich.console.Console()
-  try:
-    with rich.live.Live(console=console, auto_refresh=False) as live:
-      while waiting or running:
-        while waiting and len(running) < arguments.processes:
-          group = waiting.pop(0)
-          # A file takes whatever a child says; a pipe that nobody reads
-          # while it runs would fill up and stop it.
-          with _log(workdir, group.name).open("w") as log:
-            running[group.name] = subprocess.Popen(
-              [*command, "--group", group.name],
-              stdout=subprocess.DEVNULL,
-              stderr=log,
-            )
-        time.sleep(0.5)
-        for name, child in list(running.items()):
-          if child.poll() is not None:
-            del running[name]
-            if child.returncode:
+  with preemption.watch() as watch:
+    try:
+      with rich.live.Live(console=console, auto_refresh=False) as live:
+        while waiting or running:
+          while waiting and len(running) < arguments.processes:
+            group = waiting.pop(0)
+            # A file takes whatever a child says; a pipe that nobody reads
+            # while it runs would fill up and stop it.
+            with _log(workdir, group.name).open("w") as log:
+              running[group.name] = subprocess.Popen(
+                [*command, "--group", group.name],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+              )
+          time.sleep(0.5)
+          if watch.requested():
+            # Before the children are looked at: they may have heard it too.
+            raise KeyboardInterrupt
+          ended = [name for name in running if running[name].poll() is not None]
+          for name in ended:
+            if running.pop(name).returncode:
               said = _log(workdir, name).read_text().strip() or "no message"
               failed[name] = said.splitlines()[-1].removeprefix("error: ")
-        live.update(_table(groups, workdir, failed), refresh=True)
-  finally:
-    # Children save at SIGTERM, and go on with the next start.
-    for child in running.values():
-      child.terminate()
-    for child in running.values():
-      child.wait()
-  results = _gather(groups, workdir, failed)
+          if ended:
+            _gather(groups, workdir, failed)
+          live.update(_table(groups, workdir, failed), refresh=True)
+    finally:
+      # Children save at SIGTERM, and go on with the next start.
+      for child in running.values():
+        child.terminate()
+      for child in running.values():
+        child.wait()
+      results = _gather(groups, workdir, failed)
   if failed:
     name, said = next(iter(failed.items()))
     raise errors.UserError(

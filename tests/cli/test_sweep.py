@@ -1,6 +1,10 @@
 """What `sweep` makes of its command line."""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
 
@@ -120,3 +124,32 @@ def test_the_index_says_what_became_of_each_point(children, tmp_path):
   ]
   left_out = runs.read([tmp_path / "sweep"])[1]
   assert "failed: no such data (recipe.name=uniform" in left_out[-1].reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_children_and_keeps_what_is_there(
+  children, tmp_path, number
+):
+  folder = tmp_path / "sweep"
+
+  def interrupt():
+    while not (folder / "waits").exists():
+      time.sleep(0.05)
+    # What is done is gathered while others run.
+    seen.append((folder / runs.RESULTS).read_text())
+    os.kill(os.getpid(), number)
+
+  seen, thread = [], threading.Thread(target=interrupt)
+  thread.start()
+  before = signal.getsignal(signal.SIGTERM)
+  assert children("comp,uniform,random,tome") == 130
+  thread.join()
+  assert json.loads(seen[0])["status"] == "done"
+  assert (folder / "told").exists()
+  assert [status for _, status, _ in _index(tmp_path)] == [
+    "done",
+    "failed",
+    "waiting",
+    "waiting",
+  ]
+  assert signal.getsignal(signal.SIGTERM) is before

@@ -28,8 +28,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser.add_argument("--metric", help="metric to compare by")
   parser.add_argument(
     "--reference",
-    default="comp",
-    help="recipe that differences are taken from (%(default)s)",
+    help="recipe that differences are taken from (comp; without a run of it, "
+    "the only other form of CoMP that ran)",
   )
   parser.set_defaults(run=run)
 

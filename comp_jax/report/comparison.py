@@ -4,7 +4,7 @@ import collections
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +13,8 @@ from comp_jax import errors
 from comp_jax.report import bootstrap, paper, runs, tables, text
 from comp_jax.tasks import outcomes
 
+# Whole CoMP by other estimates: what differences are from where comp lacks.
+_FORMS = ("comp_wanda", "comp_lookahead")
 # How far a metric may be from the mean of its outcomes: rounding.
 _ROUNDING = 1e-6
 
@@ -88,7 +90,7 @@ def compare(
   *,
   split: str | None = None,
   metric: str | None = None,
-  reference: str = "comp",
+  reference: str | None = None,
 ) -> tuple[Comparison, list[runs.LeftOut]]:
   """Methods on one model, and the runs left out.
 
@@ -99,7 +101,8 @@ def compare(
     members: runs of one model and config.
     split: of the data; by default the one that reports quote first.
     metric: likewise.
-    reference: the method that differences are taken from.
+    reference: the method that differences are taken from; by default comp, or
+      the only other form of CoMP where none is.
 
   Raises:
     UserError: no run has the metric on the split.
@@ -134,6 +137,7 @@ def compare(
       f"{first['name']}: no run has a fine-tuned {metric} on {split}; it has "
       + _known(first)
     )
+  reference = reference or _reference({method for _, method in found})
   data = first["config"].get("data", {}).get("name", "")
   cells = []
   for (ratio, method), seeds in found.items():
@@ -165,6 +169,12 @@ def compare(
     dense=float(np.mean(dense)) if dense else None,
     cells=tuple(cells),
   ), left_out
+
+
+def _reference(methods: Set[str]) -> str:
+  """`comp`, or the only other form of it among these."""
+  forms = [form for form in _FORMS if form in methods]
+  return "comp" if "comp" in methods or len(forms) != 1 else forms[0]
 
 
 def _row(
@@ -270,8 +280,13 @@ def notes(comparison: Comparison) -> list[str]:
       "Over seeds alone: a metric that is no mean over examples, or runs "
       "without outcomes of the same ones; it leaves out how examples differ."
     )
-  if comparison.reference not in {cell.method for cell in comparison.cells}:
+  methods = {cell.method for cell in comparison.cells}
+  if comparison.reference not in methods:
     lines.append(f"No run of {comparison.reference}: nothing to differ from.")
+  elif comparison.reference in _FORMS and "comp" not in methods:
+    lines.append(
+      f"No run of comp: differences are from {comparison.reference}."
+    )
   if any(cell.published is not None for cell in comparison.cells):
     lines.append(
       "“paper”: BLIP on NLVR2 with the authors' budget, not a run of this code."

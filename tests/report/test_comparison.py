@@ -198,6 +198,23 @@ def test_means_intervals_and_paired_differences(folder):
   assert wanda.difference_interval is None
 
 
+def test_without_comp_differences_are_from_its_only_form(tmp_path, make):
+  for recipe, value in (("comp_wanda", 0.4), ("uniform", 0.3)):
+    _save(tmp_path / recipe, _with(make(0, recipe), value))
+  cells, result = _cells(tmp_path)
+  assert result.reference == "comp_wanda"
+  assert cells["uniform"].difference == pytest.approx(-0.1)
+  said = "No run of comp: differences are from comp_wanda."
+  assert said in comparison.notes(result)
+  # Who asks for comp, or has two forms to choose from, is told so instead.
+  assert _cells(tmp_path, reference="comp")[0]["uniform"].difference is None
+  _save(tmp_path / "lookahead", _with(make(0, "comp_lookahead"), 0.4))
+  assert _cells(tmp_path)[1].reference == "comp"
+  _save(tmp_path / "comp", _with(make(0), 0.4))
+  (tmp_path / "lookahead" / "report.json").unlink()
+  assert _cells(tmp_path)[1].reference == "comp"
+
+
 EXAMPLES = 200
 
 

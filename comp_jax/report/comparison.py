@@ -82,7 +82,11 @@ class Comparison:
   def title(self) -> str:
     arrow = "lower" if self.lower_is_better else "higher"
     metric = text.metric_name(self.metric)
-    return f"{self.name}: {metric} on {self.split} ({arrow} is better)"
+    # Two models may go by one name.
+    macs = text.quantity(self.dense_macs, self.dense_macs)
+    return (
+      f"{self.name}, {macs} MACs: {metric} on {self.split} ({arrow} is better)"
+    )
 
 
 def compare(

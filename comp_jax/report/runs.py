@@ -38,6 +38,10 @@ _AGAIN = "the same command goes on with it"
 _Read = Iterator[tuple[pathlib.Path, schema.Report, str]]
 
 
+# Name of the experiment, preset and pixels.
+Model = tuple[str, str | None, int | None]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
   """A finished run, or a finished point of a sweep.
@@ -80,9 +84,14 @@ class Run:
     return self.method, round(report["ratio"], 6), report["seed"]
 
   @property
-  def model(self) -> tuple[str, float]:
-    """The name of the experiment and the cost of its dense model."""
-    return self.report["name"], round(self.report["macs"]["dense"])
+  def model(self) -> Model:
+    """The experiment and the architecture that it prunes.
+
+    Not its dense MACs: they change with the texts that are validated.
+    """
+    size = _get(self.report["config"], "model.image_size")
+    preset = _get(self.report["config"], "model.preset")
+    return self.report["name"], preset, size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +104,7 @@ class LeftOut:
 
 def gather(
   paths: Sequence[str | os.PathLike[str]],
-) -> tuple[dict[tuple[str, float], list[Run]], list[LeftOut]]:
+) -> tuple[dict[Model, list[Run]], list[LeftOut]]:
   """The runs that can be compared, by model, and those that cannot.
 
   Args:

@@ -88,6 +88,23 @@ def test_runs_are_gathered_and_the_rest_is_explained(folder):
   assert "madtp did not reach the ratio 0.7" in reasons["high"]
 
 
+def test_one_model_has_one_table_whatever_its_texts_cost(tmp_path, make):
+  for seed in range(2):
+    _save(tmp_path / str(seed), make(seed))
+  other = make(2)
+  for name in ("dense", "target", "final"):
+    other["macs"][name] *= 1.003
+  _save(tmp_path / "texts", other, prune={"validation": 32, "stage_steps": 5})
+  sized = _save(tmp_path / "sized", make(3), model={"image_size": 32})
+  models, left_out = runs.gather([tmp_path])
+  assert sorted(len(members) for members in models.values()) == [1, 2]
+  (texts,) = left_out
+  assert "prune.validation is 32, not (absent)" in texts.reason
+  (members,) = runs.gather([sized])[0].values()
+  result, _ = comparison.compare(members)
+  assert result.title.startswith("emoji_tiny, 1.44 G MACs: T2I R@10")
+
+
 def test_one_run_of_each_kind_counts(folder, make):
   _save(folder / "again", make(0))
   _, left_out = runs.gather([folder])

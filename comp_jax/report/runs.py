@@ -18,7 +18,7 @@ from comp_jax.train import examples, workdir
 # them; the points of a group, as `train.sweep_group` does.
 GROUP, INDEX = "group_{}", "index.json"
 RESULTS = "results.jsonl"
-# A final model may cost this much more than its target, relative.
+# A final model may cost this much more or less than its target, relative.
 TOLERANCE = 5e-3
 # What may differ between runs that are compared: how they prune, and what
 # changes no result. All else (data, steps, rates) must be equal.
@@ -265,12 +265,13 @@ def _missed(report: schema.Report) -> str:
   target, final = report["macs"]["target"], report["macs"]["final"]
   if final is None or target is None:
     return "failed: its report names no final or no target MACs"
-  if final <= (1 + TOLERANCE) * target:
+  if abs(final - target) <= TOLERANCE * target:
     return ""
+  how = "did not reach" if final > target else "went beyond"
   gone = text.removed(final, report["macs"]["dense"])
   return (
-    f"{report['recipe']} did not reach the ratio {report['ratio']:g}: {gone} "
-    "of the MACs are gone"
+    f"{report['recipe']} {how} the ratio {report['ratio']:g}: {gone} of the "
+    "MACs are gone"
   )
 
 

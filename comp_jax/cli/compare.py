@@ -37,20 +37,26 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Prints the tables, and writes them where a folder is given."""
   models, left_out = runs.gather(arguments.runs)
-  if not models:
+  comparisons = []
+  for members in models.values():
+    try:
+      result, lacking = comparison.compare(
+        members,
+        split=arguments.split,
+        metric=arguments.metric,
+        reference=arguments.reference,
+      )
+    except errors.UserError as error:
+      # Runs of another task must not hide what these found.
+      reason = str(error)
+      left_out += [runs.LeftOut(path=r.path, reason=reason) for r in members]
+    else:
+      comparisons.append(result)
+      left_out += lacking
+  if not comparisons:
     raise errors.UserError(
       "no run can be compared: " + "; ".join(comparison.omissions(left_out))
     )
-  comparisons = []
-  for members in models.values():
-    result, lacking = comparison.compare(
-      members,
-      split=arguments.split,
-      metric=arguments.metric,
-      reference=arguments.reference,
-    )
-    comparisons.append(result)
-    left_out += lacking
   console = rich.console.Console()
   # A name cut short would be no name.
   console.width = max(console.width, _WIDTH)

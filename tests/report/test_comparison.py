@@ -105,6 +105,21 @@ def test_one_model_has_one_table_whatever_its_texts_cost(tmp_path, make):
   assert result.title.startswith("emoji_tiny, 1.44 G MACs: T2I R@10")
 
 
+def test_a_run_far_below_its_target_is_named(tmp_path, make):
+  low = make(0)
+  low["macs"]["final"] = 0.96 * low["macs"]["target"]
+  _save(tmp_path / "low", low)
+  # Half a per cent is what compaction may land below.
+  just = make(1)
+  just["macs"]["final"] = 0.9951 * just["macs"]["target"]
+  _save(tmp_path / "just", just)
+  models, (left_out,) = runs.gather([tmp_path])
+  assert [len(members) for members in models.values()] == [1]
+  assert left_out.reason == (
+    "comp went beyond the ratio 0.7: 71.2 % of the MACs are gone"
+  )
+
+
 def test_one_run_of_each_kind_counts(folder, make):
   _save(folder / "again", make(0))
   _, left_out = runs.gather([folder])
@@ -402,6 +417,21 @@ def test_the_verb_prints_and_writes_three_files(folder, tmp_path, capsys):
   before = {p.name: p.read_bytes() for p in out.iterdir()}
   assert verbs.main(command) == 0
   assert before == {p.name: p.read_bytes() for p in out.iterdir()}
+
+
+def test_a_run_of_another_task_hides_no_tables(tmp_path, make, capsys):
+  _save(tmp_path / "emoji", make(0))
+  other = make(0, name="nlvr")
+  for splits in other["metrics"].values():
+    splits["test"] = {"accuracy": 0.7}
+  _save(tmp_path / "nlvr", other)
+  command = ["compare", str(tmp_path), "--split", "test", "--metric"]
+  assert verbs.main([*command, "t2i_r5"]) == 0
+  said = capsys.readouterr().out
+  assert "T2I R@5 on test" in said
+  assert "nlvr: nlvr: no run has a fine-tuned t2i_r5 on test" in said
+  assert verbs.main([*command, "cider"]) == 2
+  assert "no run can be compared" in capsys.readouterr().err
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):

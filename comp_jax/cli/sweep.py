@@ -21,6 +21,7 @@ import rich.box
 import rich.console
 import rich.live
 import rich.table
+import rich.text
 
 from comp_jax import errors
 from comp_jax.cli import shell
@@ -268,12 +269,13 @@ def _gather(
 def _table(
   groups: Sequence[Group], workdir: pathlib.Path, failed: Mapping[str, Any]
 ) -> rich.table.Table:
-  """One row per point: where it is."""
+  """One row per point: where it is; below them what went wrong."""
   from comp_jax.train import sweep_group
 
   every = [{**g.fixed, **point} for g in groups for point in g.points]
   varied = [key for key in every[0] if len({p[key] for p in every}) > 1]
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption_justify="left")
+  reasons = []
   for column in ("point", "phase", "mode", "MACs left", "metric"):
     table.add_column(column)
   for group in groups:
@@ -290,11 +292,13 @@ def _table(
         best = next(iter(row["metrics"]["finetuned_masked"].values()), {})
         key = next(iter(best), None)
         share = row["macs"]["final"] / row["macs"]["dense"]
-        shown = f"{key} {best[key]:.3f}" if key else row["reason"]
+        shown = f"{key} {best[key]:.3f}" if key else ""
         table.add_row(name, row["status"], "", f"{share:.1%}", shown)
+        reasons += [f"{name}: {row['reason']}"] if row["reason"] else []
         continue
       if group.name in failed:
         table.add_row(name, "failed", "", "", "")
+        reasons.append(f"{name}: {failed[group.name]}")
         continue
       now = progress.get("members", [{}] * len(group.points))[number]
       share, metric = now.get("macs_fraction"), now.get("metric")
@@ -306,6 +310,7 @@ def _table(
         "" if share is None else f"{share:.1%}",
         "" if shown is None else f"{shown:.3f}",
       )
+  table.caption = rich.text.Text("\n".join(reasons)) if reasons else None
   return table
 
 

@@ -64,6 +64,7 @@ class Comparison:
     dense_macs: of the dense model.
     dense: its metric, the mean over all runs.
     cells: by ratio, the best mean first.
+    remarks: sentences on how its runs were made.
   """
 
   name: str
@@ -73,6 +74,7 @@ class Comparison:
   dense_macs: float
   dense: float | None
   cells: tuple[Cell, ...]
+  remarks: tuple[str, ...] = ()
 
   @property
   def lower_is_better(self) -> bool:
@@ -115,7 +117,7 @@ def compare(
   split = split or tables.main_split(first)
   metric = metric or tables.main_metric(first, split)
   found, macs = collections.defaultdict(dict), collections.defaultdict(list)
-  left_out, dense = [], []
+  left_out, dense, remarks = [], [], []
   for run in members:
     rows = {
       row: values.get(split, {}).get(metric)
@@ -133,6 +135,7 @@ def compare(
       continue
     if rows["dense"] is not None:
       dense.append(rows["dense"])
+    remarks += _remarks(run)
     method, ratio, seed = run.key
     found[ratio, method][seed] = row
     macs[ratio, method].append(run.report["macs"]["final"])
@@ -172,7 +175,22 @@ def compare(
     dense_macs=first["macs"]["dense"],
     dense=float(np.mean(dense)) if dense else None,
     cells=tuple(cells),
+    remarks=tuple(sorted(set(remarks))),
   ), left_out
+
+
+def _remarks(run: runs.Run) -> list[str]:
+  """What a point of a sweep says of itself; a run's report says it there."""
+  method, ratio, seed = run.key
+  subjects = {
+    "how": "Points of a sweep",
+    "reason": f"{method} at {ratio:g}, seed {seed}",
+  }
+  return [
+    f"{subject}: {run.report[name]}."
+    for name, subject in subjects.items()
+    if run.report.get(name)
+  ]
 
 
 def _reference(methods: Set[str]) -> str:
@@ -295,7 +313,7 @@ def notes(comparison: Comparison) -> list[str]:
     lines.append(
       "“paper”: BLIP on NLVR2 with the authors' budget, not a run of this code."
     )
-  return lines
+  return [*lines, *comparison.remarks]
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:

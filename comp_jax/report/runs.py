@@ -269,9 +269,10 @@ def _missed(report: schema.Report) -> str:
     return ""
   how = "did not reach" if final > target else "went beyond"
   gone = text.removed(final, report["macs"]["dense"])
+  said = f"; {report['reason']}" if report.get("reason") else ""
   return (
     f"{report['recipe']} {how} the ratio {report['ratio']:g}: {gone} of the "
-    "MACs are gone"
+    f"MACs are gone{said}"
   )
 
 

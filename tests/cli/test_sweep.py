@@ -29,7 +29,7 @@ esac
 """
 ROW = {
   "status": "done",
-  "reason": "",
+  "reason": "it ended above its target",
   "how": "masked",
   "macs": {"final": 5.0, "dense": 10.0},
   "metrics": {"finetuned_masked": {"test": {"accuracy": 0.5}}},
@@ -116,10 +116,13 @@ def _index(tmp_path):
   return [tuple(p[key] for key in keys) for p in json.loads(text)["points"]]
 
 
-def test_the_index_says_what_became_of_each_point(children, tmp_path):
+def test_the_index_says_what_became_of_each_point(children, tmp_path, capsys):
   assert children("comp,uniform") == 2
+  said = " ".join(capsys.readouterr().out.split())
+  assert "recipe.name=comp: it ended above its target" in said
+  assert "recipe.name=uniform: no such data" in said
   assert _index(tmp_path) == [
-    ("group_0", "done", ""),
+    ("group_0", "done", "it ended above its target"),
     ("group_1", "failed", "no such data"),
   ]
   left_out = runs.read([tmp_path / "sweep"])[1]

@@ -162,7 +162,7 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
       "ratio": point["ratio"],
       "seed": point["seed"],
       "status": "done" if len(lines) != 1 else "failed",
-      "reason": "" if len(lines) != 1 else "a loss is not finite",
+      "reason": ("", "a loss is not finite", "it ended above")[len(lines)],
       "how": "masked",
       "macs": {"dense": 10.0, "target": 5.0, "final": 4.99},
       "metrics": {"finetuned_masked": {"test": {"accuracy": 0.6}}},
@@ -188,8 +188,18 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
   ]
   result, _ = comparison.compare(members)
   assert result.dense is None and result.cells[0].mean == 0.6
+  assert comparison.notes(result)[-2:] == [
+    "Points of a sweep: masked.",
+    "comp at 0.7, seed 0: it ended above.",
+  ]
   spans = {cell.ratio: cell.interval for cell in result.cells}
   assert spans[0.5].over == bootstrap.EXAMPLES and spans[0.7] is None
+  missed = [lines[0], lines[1], lines[2].replace("4.99", "4.0")]
+  (group / runs.RESULTS).write_text("\n".join(missed))
+  assert runs.gather([sweep])[1][-1].reason == (
+    "comp went beyond the ratio 0.7: 60.0 % of the MACs are gone; it ended "
+    "above"
+  )
   # A copy that was cut short.
   (group / runs.RESULTS).write_text("\n".join(lines)[:-20])
   models, left_out = runs.gather([sweep])

@@ -145,7 +145,6 @@ def compare(
       + _known(first)
     )
   reference = reference or _reference({method for _, method in found})
-  data = first["config"].get("data", {}).get("name", "")
   cells = []
   for (ratio, method), seeds in found.items():
     ours = [seeds[seed] for seed in sorted(seeds)]
@@ -162,7 +161,7 @@ def compare(
         difference=None if gaps is None else float(gaps.mean()),
         difference_interval=None if gaps is None else bootstrap.interval(gaps),
         paired=0 if gaps is None else len(gaps),
-        published=paper.published(data, split, metric, method, ratio),
+        published=paper.published(first["name"], split, metric, method, ratio),
       )
     )
   sign = 1 if metric == "loss" else -1
@@ -311,7 +310,8 @@ def notes(comparison: Comparison) -> list[str]:
     )
   if any(cell.published is not None for cell in comparison.cells):
     lines.append(
-      "“paper”: BLIP on NLVR2 with the authors' budget, not a run of this code."
+      "“paper”: the same model and split with the authors' budget, not a run "
+      "of this code; its ratios are of its own count of MACs."
     )
   return [*lines, *comparison.remarks]
 

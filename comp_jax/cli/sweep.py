@@ -71,20 +71,23 @@ class Group:
 def run(arguments: argparse.Namespace) -> None:
   """Runs the sweep, or one group of it in a child process."""
   config = shell.load_config(arguments.config)
-  groups = split(axes(config, arguments.sweep))
   workdir = pathlib.Path(arguments.workdir)
+  there = _stored(workdir)
   if arguments.group:
-    (group,) = [g for g in groups if g.name == arguments.group]
+    (group,) = [g for g in there if g.name == arguments.group]
     _run_group(config, group, workdir)
     return
+  groups = grown(there, split(axes(config, arguments.sweep)))
   if arguments.processes < 1:
     raise errors.UserError(
       f"--processes must be 1 or more, not {arguments.processes}"
     )
   from comp_jax.train import workdir as workdir_lib
 
-  listed = {"config": arguments.config, "groups": _plain(groups)}
+  listed = {"config": arguments.config, "groups": _plain(there or groups)}
   with workdir_lib.claim(workdir, listed):
+    listed["groups"] = _plain(groups)
+    atomic.write_json(workdir / workdir_lib.CONFIG, listed)
     _run_all(arguments, groups, workdir)
 
 
@@ -145,6 +148,35 @@ def split(axes: Mapping[str, Sequence[Any]]) -> list[Group]:
     Group(name=runs.GROUP.format(index), fixed=values, points=points)
     for index, values in enumerate(fixed)
   ]
+
+
+def grown(there: Sequence[Group], wanted: Sequence[Group]) -> list[Group]:
+  """The groups of a sweep, and others for the points that it lacks.
+
+  Args:
+    there: of the workdir; they stay as they are, for one program serves all
+      points of a group.
+    wanted: of the command.
+
+  Raises:
+    UserError: the workdir has points that are not wanted.
+  """
+  have = [{**g.fixed, **point} for g in there for point in g.points]
+  want = [{**g.fixed, **point} for g in wanted for point in g.points]
+  others = [point for point in have if point not in want]
+  if others:
+    named = " ".join(f"{key}={value}" for key, value in others[0].items())
+    raise errors.UserError(
+      f"--workdir holds a sweep with other points, such as {named}: sweep "
+      "those too, or use another --workdir"
+    )
+  groups = list(there)
+  for group in wanted:
+    points = [p for p in group.points if {**group.fixed, **p} not in have]
+    if points:
+      name = runs.GROUP.format(len(groups))
+      groups.append(dataclasses.replace(group, name=name, points=points))
+  return groups
 
 
 def _values(key: str, text: str, kind: type) -> list[Any]:
@@ -312,6 +344,21 @@ def _table(
       )
   table.caption = rich.text.Text("\n".join(reasons)) if reasons else None
   return table
+
+
+def _stored(workdir: pathlib.Path) -> list[Group]:
+  """The groups of the sweep that a folder holds."""
+  from comp_jax.train import workdir as workdir_lib
+
+  try:
+    claimed = json.loads((workdir / workdir_lib.CONFIG).read_text())
+  except (OSError, ValueError):
+    # Claiming the folder says what is wrong with it.
+    return []
+  return [
+    Group(name=runs.GROUP.format(index), **group)
+    for index, group in enumerate(claimed.get("groups", ()))
+  ]
 
 
 def _plain(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -98,6 +98,21 @@ def test_a_mistake_ends_in_one_line(tmp_path, capsys):
   assert not list(tmp_path.iterdir())
 
 
+def test_points_are_added_as_groups_of_their_own(config):
+  make = lambda *texts: sweep.split(sweep.axes(config, texts))  # noqa: E731
+  there = make("recipes=comp,uniform", "seeds=0:2")
+  more = sweep.grown(there, make("recipes=random,uniform,comp", "seeds=0:3"))
+  assert more[:2] == there
+  assert [(g.name, g.fixed["recipe.name"], g.points) for g in more[2:]] == [
+    ("group_2", "random", [{"seed": 0}, {"seed": 1}, {"seed": 2}]),
+    ("group_3", "uniform", [{"seed": 2}]),
+    ("group_4", "comp", [{"seed": 2}]),
+  ]
+  assert sweep.grown(more, make("recipes=comp,uniform,random", "seeds=0:3"))
+  with pytest.raises(errors.UserError, match="recipe.name=uniform seed=0"):
+    sweep.grown(there, make("recipes=comp", "seeds=0:3"))
+
+
 @pytest.fixture
 def children(tmp_path, monkeypatch):
   """Runs a sweep over some recipes, whose groups are processes of no JAX."""
@@ -127,6 +142,16 @@ def test_the_index_says_what_became_of_each_point(children, tmp_path, capsys):
   ]
   left_out = runs.read([tmp_path / "sweep"])[1]
   assert "failed: no such data (recipe.name=uniform" in left_out[-1].reason
+
+
+def test_a_sweep_in_a_workdir_can_be_added_to(children, tmp_path):
+  assert children("comp") == 0
+  assert children("comp,uniform") == 2
+  assert [status for _, status, _ in _index(tmp_path)] == ["done", "failed"]
+  listed = json.loads((tmp_path / "sweep" / "config.json").read_text())
+  assert len(listed["groups"]) == 2
+  assert children("uniform") == 2
+  assert len(_index(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

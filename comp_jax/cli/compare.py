@@ -7,7 +7,7 @@ import rich.console
 import rich.text
 
 from comp_jax import errors
-from comp_jax.report import comparison, html, runs, tables, write
+from comp_jax.report import compared, comparison, html, runs, tables, write
 
 _WIDTH = 110  # Characters that the tables need.
 
@@ -55,22 +55,22 @@ def run(arguments: argparse.Namespace) -> None:
       left_out += lacking
   if not comparisons:
     raise errors.UserError(
-      "no run can be compared: " + "; ".join(comparison.omissions(left_out))
+      "no run can be compared: " + "; ".join(compared.omissions(left_out))
     )
   console = rich.console.Console()
   # A name cut short would be no name.
   console.width = max(console.width, _WIDTH)
   for result in comparisons:
     tables.print_part(
-      console, result.title, comparison.grids(result), comparison.notes(result)
+      console, result.title, compared.grids(result), compared.notes(result)
     )
-  for line in comparison.omissions(left_out):
+  for line in compared.omissions(left_out):
     console.print(rich.text.Text(f"left out: {line}"), soft_wrap=True)
   if arguments.out:
     files = {
       "compare.html": html.comparison_page(comparisons, left_out),
-      "compare.csv": comparison.to_csv(comparisons),
-      "compare.md": comparison.to_markdown(comparisons, left_out),
+      "compare.csv": compared.to_csv(comparisons),
+      "compare.md": compared.to_markdown(comparisons, left_out),
     }
     folder = pathlib.Path(arguments.out)
     write.write_files(folder, {k: v.encode() for k, v in files.items()})

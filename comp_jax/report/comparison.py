@@ -1,9 +1,7 @@
 """Recipes side by side: means, their intervals, and paired differences."""
 
 import collections
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
@@ -14,7 +12,7 @@ from comp_jax.report import bootstrap, paper, runs, tables, text
 from comp_jax.tasks import outcomes
 
 # Whole CoMP by other estimates: what differences are from where comp lacks.
-_FORMS = ("comp_wanda", "comp_lookahead")
+FORMS = ("comp_wanda", "comp_lookahead")
 # How far a metric may be from the mean of its outcomes: rounding.
 _ROUNDING = 1e-6
 
@@ -194,7 +192,7 @@ def _remarks(run: runs.Run) -> list[str]:
 
 def _reference(methods: Set[str]) -> str:
   """`comp`, or the only other form of it among these."""
-  forms = [form for form in _FORMS if form in methods]
+  forms = [form for form in FORMS if form in methods]
   return "comp" if "comp" in methods or len(forms) != 1 else forms[0]
 
 
@@ -230,197 +228,6 @@ def _gaps(
     return None
   both = _table([each[seed] for each in (ours, theirs) for seed in common])
   return both[: len(common)] - both[len(common) :]
-
-
-def grids(comparison: Comparison) -> list[tables.Grid]:
-  """One table per ratio; the paper's column only where it has a number."""
-  by_ratio = collections.defaultdict(list)
-  for cell in comparison.cells:
-    by_ratio[cell.ratio].append(cell)
-  some = any(cell.published is not None for cell in comparison.cells)
-  columns = (
-    "Recipe",
-    "Seeds",
-    "MACs",
-    "removed",
-    "mean",
-    "95\u00a0% interval",
-    f"− {comparison.reference}",
-    "95\u00a0% interval",
-    *(("paper",) if some else ()),
-  )
-  return [
-    tables.Grid(
-      title=f"Ratio {ratio:g}",
-      columns=columns,
-      rows=tuple(
-        (
-          cell.method,
-          ", ".join(map(str, cell.seeds)),
-          text.quantity(cell.macs, comparison.dense_macs),
-          text.removed(cell.macs, comparison.dense_macs),
-          text.number(cell.mean),
-          _span(cell.interval),
-          _difference(cell),
-          _span(cell.difference_interval, text.signed),
-          *((text.number(cell.published),) if some else ()),
-        )
-        for cell in cells
-      ),
-      left=1,
-    )
-    for ratio, cells in by_ratio.items()
-  ]
-
-
-def notes(comparison: Comparison) -> list[str]:
-  """Sentences that the tables need to be read rightly."""
-  lines = [
-    f"Dense: {text.number(comparison.dense)} at "
-    f"{text.quantity(comparison.dense_macs, comparison.dense_macs)}.",
-    "Means of the fine-tuned models. Intervals are percentiles of "
-    f"{bootstrap.RESAMPLES:,} bootstrap resamples; differences are paired with "
-    f"{comparison.reference}, by seed and by example. A handful of seeds makes "
-    "an interval too narrow, a single one leaves out how seeds differ.",
-  ]
-  columns = {
-    "mean": [cell.interval for cell in comparison.cells],
-    "difference": [cell.difference_interval for cell in comparison.cells],
-  }
-  for name, intervals in columns.items():
-    if any(intervals):
-      lines.append(
-        f"Interval of the {name}: {_drawn(comparison.cells, intervals)}."
-      )
-  if any(
-    interval and interval.over == bootstrap.SEEDS
-    for intervals in columns.values()
-    for interval in intervals
-  ):
-    lines.append(
-      "Over seeds alone: a metric that is no mean over examples, or runs "
-      "without outcomes of the same ones; it leaves out how examples differ."
-    )
-  methods = {cell.method for cell in comparison.cells}
-  if comparison.reference not in methods:
-    lines.append(f"No run of {comparison.reference}: nothing to differ from.")
-  elif comparison.reference in _FORMS and "comp" not in methods:
-    lines.append(
-      f"No run of comp: differences are from {comparison.reference}."
-    )
-  if any(cell.published is not None for cell in comparison.cells):
-    lines.append(
-      "“paper”: the same model and split with the authors' budget, not a run "
-      "of this code; its ratios are of its own count of MACs."
-    )
-  return [*lines, *comparison.remarks]
-
-
-def to_csv(comparisons: Sequence[Comparison]) -> str:
-  """One line per cell, full precision."""
-  stream = io.StringIO()
-  writer = csv.writer(stream, lineterminator="\n")
-  writer.writerow(
-    [
-      "name",
-      "split",
-      "metric",
-      "ratio",
-      "recipe",
-      "seeds",
-      "macs",
-      "dense_macs",
-      "mean",
-      "low",
-      "high",
-      "over",
-      "reference",
-      "paired_seeds",
-      "difference",
-      "difference_low",
-      "difference_high",
-      "difference_over",
-      "paper",
-    ]
-  )
-  for comparison in comparisons:
-    for cell in comparison.cells:
-      writer.writerow(
-        [
-          comparison.name,
-          comparison.split,
-          comparison.metric,
-          cell.ratio,
-          cell.method,
-          " ".join(map(str, cell.seeds)),
-          cell.macs,
-          comparison.dense_macs,
-          cell.mean,
-          *_ends(cell.interval),
-          comparison.reference,
-          cell.paired,
-          cell.difference,
-          *_ends(cell.difference_interval),
-          cell.published,
-        ]
-      )
-  return stream.getvalue()
-
-
-def to_markdown(
-  comparisons: Sequence[Comparison], left_out: Sequence[runs.LeftOut]
-) -> str:
-  """All tables, and the runs that take no part."""
-  parts = ["# Comparison\n"]
-  for comparison in comparisons:
-    parts.append(f"## {comparison.title}\n")
-    for grid in grids(comparison):
-      parts.append(f"### {grid.title}\n\n{tables.markdown(grid)}")
-    parts.append("".join(f"- {line}\n" for line in notes(comparison)))
-  if left_out:
-    lines = "".join(f"- {line}\n" for line in omissions(left_out))
-    parts.append(f"## Left out\n\n{lines}")
-  return "\n".join(parts)
-
-
-def omissions(left_out: Sequence[runs.LeftOut]) -> list[str]:
-  """Each run that takes no part, with the reason."""
-  return [f"{run.path}: {run.reason}" for run in left_out]
-
-
-def _difference(cell: Cell) -> str:
-  if cell.difference is None:
-    return text.NOTHING
-  words = text.signed(cell.difference)
-  if cell.paired < len(cell.seeds):
-    words += f" ({cell.paired} of {len(cell.seeds)})"
-  return words
-
-
-def _span(interval: bootstrap.Interval | None, show=text.number) -> str:
-  if interval is None:
-    return text.NOTHING
-  return f"{show(interval.low)} to {show(interval.high)}"
-
-
-def _ends(interval: bootstrap.Interval | None) -> tuple:
-  if interval is None:
-    return None, None, None
-  return interval.low, interval.high, interval.over
-
-
-def _drawn(
-  cells: Sequence[Cell], intervals: Sequence[bootstrap.Interval | None]
-) -> str:
-  """What a column's intervals are over; all kinds but the first name cells."""
-  kinds = collections.defaultdict(list)
-  for cell, interval in zip(cells, intervals, strict=True):
-    if interval is not None:
-      kinds[interval.over].append(f"{cell.method} at {cell.ratio:g}")
-  first, *others = sorted(kinds, key=lambda kind: -len(kinds[kind]))
-  return "; ".join(
-    [f"over {first}", *(f"over {k}: {', '.join(kinds[k])}" for k in others)]
-  )
 
 
 def _known(report: Mapping) -> str:

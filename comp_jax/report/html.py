@@ -8,6 +8,7 @@ import string
 from typing import Any
 
 from comp_jax.report import (
+  compared,
   comparison,
   curves,
   patches,
@@ -170,13 +171,13 @@ def comparison_page(
           draw=lambda dark, result=result: curves.cost(result, dark=dark),
         ),
       ),
-      grids=tuple(comparison.grids(result)),
-      notes=tuple(comparison.notes(result)),
+      grids=tuple(compared.grids(result)),
+      notes=tuple(compared.notes(result)),
     )
     for result in comparisons
   ]
   if left_out:
-    lines = tuple(comparison.omissions(left_out))
+    lines = tuple(compared.omissions(left_out))
     sections.append(section.Section(title="Left out", notes=lines))
   subtitle = ", ".join(dict.fromkeys(result.name for result in comparisons))
   return sections_page("Comparison", subtitle, sections, "compare.csv")

@@ -8,7 +8,7 @@ import pytest
 
 from comp_jax import errors
 from comp_jax.cli import shell, verbs
-from comp_jax.report import bootstrap, comparison, paper, runs
+from comp_jax.report import bootstrap, compared, comparison, paper, runs
 from comp_jax.tasks import outcomes
 from comp_jax.train import examples, workdir
 
@@ -188,7 +188,7 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
   ]
   result, _ = comparison.compare(members)
   assert result.dense is None and result.cells[0].mean == 0.6
-  assert comparison.notes(result)[-2:] == [
+  assert compared.notes(result)[-2:] == [
     "Points of a sweep: masked.",
     "comp at 0.7, seed 0: it ended above.",
   ]
@@ -232,9 +232,9 @@ def test_means_intervals_and_paired_differences(folder):
   gap = uniform.difference_interval
   assert -0.0521 <= gap.low < -0.051 < gap.high <= -0.0499
   assert cells["comp", 0.5].interval is None
-  assert "nothing to differ from" not in " ".join(comparison.notes(result))
+  assert "nothing to differ from" not in " ".join(compared.notes(result))
   other, _ = comparison.compare(members, split="test", reference="random")
-  assert "No run of random" in " ".join(comparison.notes(other))
+  assert "No run of random" in " ".join(compared.notes(other))
   wanda = cells["comp (score=wanda, explore=0.1)", 0.7]
   assert wanda.difference == pytest.approx(0.06)
   assert wanda.difference_interval is None
@@ -247,7 +247,7 @@ def test_without_comp_differences_are_from_its_only_form(tmp_path, make):
   assert result.reference == "comp_wanda"
   assert cells["uniform"].difference == pytest.approx(-0.1)
   said = "No run of comp: differences are from comp_wanda."
-  assert said in comparison.notes(result)
+  assert said in compared.notes(result)
   # Who asks for comp, or has two forms to choose from, is told so instead.
   assert _cells(tmp_path, reference="comp")[0]["uniform"].difference is None
   _save(tmp_path / "lookahead", _with(make(0, "comp_lookahead"), 0.4))
@@ -297,7 +297,7 @@ def test_a_planted_difference_is_found_over_seeds_and_examples(kept):
   alone = np.array([[value] for value in comp.values])
   seeds = bootstrap.interval(alone)
   assert comp.interval.high - comp.interval.low > 2 * (seeds.high - seeds.low)
-  lines = " ".join(comparison.notes(result))
+  lines = " ".join(compared.notes(result))
   assert "Interval of the mean: over seeds and examples." in lines
   assert "Interval of the difference: over seeds and examples." in lines
   assert "Over seeds alone" not in lines
@@ -321,7 +321,7 @@ def test_an_old_run_is_compared_over_seeds(kept):
   assert cells["comp"].interval.over == bootstrap.BOTH
   assert cells["uniform"].interval.over == bootstrap.SEEDS
   assert cells["uniform"].difference_interval.over == bootstrap.SEEDS
-  lines = " ".join(comparison.notes(result))
+  lines = " ".join(compared.notes(result))
   assert "over seeds and examples; over seeds: uniform at 0.7." in lines
   assert "Over seeds alone: a metric that is no mean" in lines
 
@@ -342,15 +342,15 @@ def test_other_examples_are_compared_over_seeds(kept):
 def test_a_metric_that_is_no_mean_is_compared_over_seeds(kept):
   cells, result = _cells(kept, metric="loss")
   assert {cell.interval.over for cell in cells.values()} == {bootstrap.SEEDS}
-  assert "Interval of the mean: over seeds." in comparison.notes(result)
+  assert "Interval of the mean: over seeds." in compared.notes(result)
 
 
 def test_one_seed_has_an_interval_over_examples(kept):
   cells, result = _cells(kept / "comp0")
   assert cells["comp"].interval.over == bootstrap.EXAMPLES
   line = "Interval of the mean: over examples, one seed."
-  assert line in comparison.notes(result)
-  rows = list(csv.DictReader(comparison.to_csv([result]).splitlines()))
+  assert line in compared.notes(result)
+  rows = list(csv.DictReader(compared.to_csv([result]).splitlines()))
   assert rows[0]["over"] == bootstrap.EXAMPLES
   assert float(rows[0]["low"]) == cells["comp"].interval.low
   assert rows[0]["difference_over"] == ""
@@ -418,13 +418,13 @@ def test_published_numbers_are_of_one_model(name, metric, method, ratio, value):
 def test_published_numbers_stand_where_the_task_matches(folder):
   (members,) = runs.gather([folder])[0].values()
   result, _ = comparison.compare(members, split="test")
-  assert "paper" not in comparison.grids(result)[0].columns
+  assert "paper" not in compared.grids(result)[0].columns
   for run in members:
     run.report["name"] = "nlvr2_blip"
     values = run.report["metrics"]["finetuned"]["test"]
     values["accuracy"] = values["t2i_r10"]
   result, _ = comparison.compare(members, split="test", metric="accuracy")
-  grid = comparison.grids(result)[1]
+  grid = compared.grids(result)[1]
   assert [(row[0], row[-1]) for row in grid.rows] == [
     ("comp (score=wanda, explore=0.1)", "–"),
     ("comp", "0.814"),

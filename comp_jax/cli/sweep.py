@@ -342,7 +342,9 @@ def _table(
         "" if share is None else f"{share:.1%}",
         "" if shown is None else f"{shown:.3f}",
       )
-  table.caption = rich.text.Text("\n".join(reasons)) if reasons else None
+  if reasons:
+    # What is printed next begins a line of its own.
+    table.caption = rich.text.Text("".join(f"{line}\n" for line in reasons))
   return table
 
 

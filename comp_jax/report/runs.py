@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -187,7 +188,7 @@ def _read(path: pathlib.Path) -> _Read:
   if "groups" in claimed:
     yield from _groups(path, claimed["groups"])
   elif "points" in claimed:
-    yield from _points(path, claimed["points"])
+    yield from _points(path, claimed["points"], _names(claimed["points"]))
   elif path.is_dir() and not (path / schema.FILE_NAME).exists():
     yield path, {}, f"unfinished: no {schema.FILE_NAME}; {_AGAIN}"
   else:
@@ -200,24 +201,39 @@ def _read(path: pathlib.Path) -> _Read:
 def _groups(sweep: pathlib.Path, groups: Sequence[Mapping]) -> _Read:
   """The points of a sweep, also those of groups that never began."""
   index = _json(sweep / INDEX).get("points", ())
+  every = [{**g["fixed"], **point} for g in groups for point in g["points"]]
+  names = iter(_names(every))
   for number, group in enumerate(groups):
-    name = GROUP.format(number)
-    said = [row.get("reason", "") for row in index if row["group"] == name]
-    yield from _points(sweep / name, group["points"], group["fixed"], said)
+    folder, points = sweep / GROUP.format(number), group["points"]
+    said = [
+      row.get("reason", "") for row in index if row["group"] == folder.name
+    ]
+    named = list(itertools.islice(names, len(points)))
+    yield from _points(folder, points, named, said)
+
+
+def _names(points: Sequence[Mapping[str, Any]]) -> list[str]:
+  """What tells each point of a sweep from the others."""
+  keys = dict.fromkeys(key for point in points for key in point)
+  varied = [key for key in keys if len({p.get(key) for p in points}) > 1]
+  return [
+    " ".join(f"{key}={point[key]}" for key in varied or keys)
+    for point in points
+  ]
 
 
 def _points(
   folder: pathlib.Path,
   points: Sequence[Mapping[str, Any]],
-  fixed: Mapping[str, Any] | None = None,
+  names: Sequence[str],
   said: Sequence[str] = (),
 ) -> _Read:
   """The points of a sweep's group, each as a run that was never compacted.
 
   Args:
     folder: of the group; need not exist.
-    points: what tells them apart.
-    fixed: what they share, to name those without a result.
+    points: their values.
+    names: of the points, for the reasons.
     said: why the group failed, by point; empty where it did not.
   """
   claimed, lines = _json(folder / workdir.CONFIG), []
@@ -230,9 +246,7 @@ def _points(
       reason = f"{reason}; {_AGAIN}"
       if number < len(said) and said[number]:
         reason = f"failed: {said[number]}"
-      values = {**(fixed or {}), **point}
-      named = " ".join(f"{key}={value}" for key, value in values.items())
-      yield path, {}, f"{reason} ({named})"
+      yield path, {}, f"{reason} ({names[number]})"
       continue
     try:
       row = json.loads(lines[number])
@@ -240,7 +254,7 @@ def _points(
       yield path, {}, f"failed: line {number + 1} of {RESULTS}: {error}"
       continue
     if row["status"] != "done":
-      yield path, {}, f"failed: {row['reason']}"
+      yield path, {}, f"failed: {row['reason']} ({names[number]})"
       continue
     # What is measured masked is not set beside compact models.
     config = {**claimed["config"], "measured": row["how"]}

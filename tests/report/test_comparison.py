@@ -178,13 +178,14 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
     ("comp", 0.5, 0),
     ("comp", 0.7, 0),
   ]
-  others = "recipe.name={} ratio=0.5 seed=0 recipe.strategy.explore=0.0"
+  # What all points share does not name them.
   assert [run.reason for run in left_out] == [
-    "failed: a loss is not finite",
+    "failed: a loss is not finite (recipe.name=comp ratio=0.5 seed=1)",
     "unfinished: not in results.jsonl; the same command goes on with it "
-    "(recipe.name=comp ratio=0.7 seed=1 recipe.strategy.explore=0.0)",
-    f"failed: no such recipe ({others.format('tome')})",
-    f"not run; the same command goes on with it ({others.format('evit')})",
+    "(recipe.name=comp ratio=0.7 seed=1)",
+    "failed: no such recipe (recipe.name=tome ratio=0.5 seed=0)",
+    "not run; the same command goes on with it "
+    "(recipe.name=evit ratio=0.5 seed=0)",
   ]
   result, _ = comparison.compare(members)
   assert result.dense is None and result.cells[0].mean == 0.6

@@ -34,10 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
   config = shell.load_config(arguments.config)
   path = measured.model(arguments.model)
   loaded = load_lib.load(path)
-  found = {
-    split: evaluation.evaluate(config, loaded, split).metrics
-    for split in arguments.split or config.data.report_splits
-  }
+  splits = arguments.split or config.data.report_splits
+  found = evaluation.evaluate(config, loaded, splits)
+  found = {split: each.metrics for split, each in found.items()}
   names = list(dict.fromkeys(name for each in found.values() for name in each))
   grid = tables.Grid(
     title=str(path),

@@ -34,21 +34,21 @@ def loss(
 
 
 def predict(spec: specs.CaptionSpec) -> task.Predict:
-  """The ids [b, n] of captions, without the prompt that they begin with."""
+  """The ids [b, n] of captions, without their prompt, and scores [b]."""
 
   def words(params, masks, policies, batch):
     prompt = batch["text_ids"][:, 0, :PROMPT_TOKENS]
     images = {"image": batch["image"]}
-    ids, _ = generation.write(
+    ids, score = generation.write(
       spec, params, images, prompt, BEAM, masks, policies
     )
-    return ids[:, PROMPT_TOKENS:]
+    return ids[:, PROMPT_TOKENS:], score
 
   return words
 
 
 def evaluate(
-  predict: Callable[[Mapping], Int[Array, "b n"]],
+  predict: Callable[[Mapping], tuple[Int[Array, "b n"], Float[Array, " b"]]],
   batches: pipelines.EvalBatches,
 ) -> outcomes.Outcomes:
   """The scores of what is written about a split, CIDEr first.

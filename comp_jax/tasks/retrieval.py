@@ -43,16 +43,19 @@ def loss(
 def recall_at_10(
   output: Mapping[str, Array], batch: Mapping[str, Array]
 ) -> Float[Array, ""]:
-  """R@10 of the pairs of a batch, the mean of both directions; traceable."""
+  """R@10 of the pairs of a batch, the mean of both directions; traceable.
+
+  NaN is like nothing: what it should have found is not found.
+  """
   similarity = jnp.einsum(
     "ip,tp->it", output["image_embedding"], output["text_embedding"]
   )
   matches = batch["concept"][:, None] == batch["concept"][None, :]
 
   def at_10(similarity):
-    best = jnp.max(jnp.where(matches, similarity, -2.0), axis=1, keepdims=True)
-    ahead = jnp.sum((similarity >= best) & ~matches, axis=1)
-    return jnp.mean(ahead < 10)
+    best = jnp.max(jnp.where(matches, similarity, -2.0), axis=1)
+    ahead = jnp.sum(~(similarity < best[:, None]) & ~matches, axis=1)
+    return jnp.mean((ahead < 10) & jnp.isfinite(best))
 
   return 0.5 * (at_10(similarity) + at_10(similarity.T))
 
@@ -63,11 +66,12 @@ def best_ranks(
   """The rank (0 is best) of each query's best match among its candidates.
 
   An entry that ties with the best match counts as ahead of it, so equal
-  embeddings cannot score by luck. Without a match the rank is beyond any k.
+  embeddings cannot score by luck; so does NaN. Without a match, or with one
+  that is NaN, the rank is beyond any k.
   """
   best = np.max(np.where(matches, scores, -np.inf), axis=1)
-  ahead = np.sum((scores >= best[:, None]) & ~matches, axis=1)
-  return np.where(matches.any(axis=1), ahead, _NOWHERE).astype(np.int32)
+  ahead = np.sum(~(scores < best[:, None]) & ~matches, axis=1)
+  return np.where(np.isfinite(best), ahead, _NOWHERE).astype(np.int32)
 
 
 def outcome(

@@ -41,8 +41,8 @@ def rank(
   best: int = 128,
   masks: Mapping | None = None,
   policies: Mapping | None = None,
-) -> Int[Array, " b"]:
-  """The index of the likeliest of given answers, for each question.
+) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+  """The index of the likeliest of given answers to each question; its loss.
 
   The `best` answers by the probability of their first token are compared by
   the loss of all their tokens, smoothed as in training (spec `upop.md` 3.6).
@@ -74,25 +74,26 @@ def rank(
     {**variables, **kept}, source, ids, mask, masks, method="write"
   )
   losses, _ = writing.token_losses(logits, ids, mask)
-  likeliest = jnp.argmin(jnp.sum(losses, axis=-1).reshape(b, k), axis=1)
-  return jnp.take_along_axis(chosen, likeliest[:, None], axis=1)[:, 0]
+  losses = jnp.sum(losses, axis=-1).reshape(b, k)
+  likeliest = jnp.argmin(losses, axis=1, keepdims=True)
+  of = lambda x: jnp.take_along_axis(x, likeliest, axis=1)[:, 0]  # noqa: E731
+  return of(chosen), of(losses)
 
 
 def predict(spec: specs.VqaSpec) -> task.Predict:
-  """The ids [b, n] of the answers that are written to questions."""
+  """The ids [b, n] of answers that are written to questions; scores [b]."""
 
   def answers(params, masks, policies, batch):
     prompt = jnp.zeros((len(batch["image"]), 1), jnp.int32)
-    ids, _ = generation.write(
+    return generation.write(
       spec, params, _asked(batch), prompt, BEAM, masks, policies
     )
-    return ids
 
   return answers
 
 
 def choose(spec: specs.VqaSpec) -> task.Predict:
-  """The index [b] of the likeliest of answers whose ids and mask are given."""
+  """The index [b] and loss [b] of the likeliest of answers that are given."""
 
   def likeliest(params, masks, policies, batch, *answers):
     return rank(
@@ -121,7 +122,7 @@ def answers(options: task.Options) -> Callable[..., Iterator[str]]:
 
 
 def ranked(
-  predict: Callable[..., Int[Array, " b"]],
+  predict: Callable[..., tuple[Int[Array, " b"], Float[Array, " b"]]],
   batches: pipelines.EvalBatches,
   *,
   count: int,
@@ -130,7 +131,7 @@ def ranked(
   """The likeliest among answers that train gives.
 
   Args:
-    predict: evaluation batch, ids and mask of answers -> which one.
+    predict: evaluation batch, ids and mask of answers -> which one, its loss.
     batches: of a source that brings the answers, the most frequent first.
     count: how many of them.
     length: of an answer, in tokens.

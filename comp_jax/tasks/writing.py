@@ -37,13 +37,14 @@ def token_losses(
 
 
 def written(
-  predict: Callable[[Mapping], Int[Array, "b n"]],
+  predict: Callable[[Mapping], tuple[Int[Array, "b n"], Float[Array, " b"]]],
   batches: pipelines.EvalBatches,
 ) -> Iterator[str]:
   """The text of every example of a split, batch by batch.
 
   Args:
-    predict: evaluation batch -> token ids, whose special tokens are left out.
+    predict: evaluation batch -> token ids, whose special tokens are left out,
+      and their scores.
     batches: evaluation batches; rows whose `_mask` is False are padding.
   """
   for ids in predicted(predict, batches):
@@ -51,8 +52,14 @@ def written(
 
 
 def predicted(
-  predict: Callable[[Mapping], Any], batches: pipelines.EvalBatches
+  predict: Callable[[Mapping], tuple[Any, Array]],
+  batches: pipelines.EvalBatches,
 ) -> Iterator[Any]:
-  """The prediction of every example of a split, batch by batch."""
+  """What is chosen for every example of a split, batch by batch.
+
+  Its score is not needed here. It shows who calls the model whether that knew
+  what it chose: ids are finite whatever the logits were.
+  """
   for batch in batches:
-    yield from np.asarray(predict(batch))[np.asarray(batch["_mask"])]
+    chosen, _ = predict(batch)
+    yield from np.asarray(chosen)[np.asarray(batch["_mask"])]

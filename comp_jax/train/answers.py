@@ -33,11 +33,12 @@ def answers(
       "vqa"
     )
   # Nothing is measured: the split's answers may be unknown.
-  job = evaluation.opened(config, loaded, split, measured=False)
-  predict = job.evaluator.of(loaded.params, None, job.policies)
+  job = evaluation.opened(config, loaded, [split], measured=False)
+  predict = job.evaluator.of(split, loaded.params, None, job.policies)
+  batches = job.data.evaluation(split, config.evaluate.batch_size)
   answering = vqa.answers(task_lib.Options(**config.task.to_dict()))
-  ids = (example["id"] for example in job.batches.examples())
-  return dict(zip(ids, answering(predict, job.batches), strict=True))
+  ids = (example["id"] for example in batches.examples())
+  return dict(zip(ids, answering(predict, batches), strict=True))
 
 
 def write(path: str | os.PathLike, found: Mapping[str, str]) -> None:

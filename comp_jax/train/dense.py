@@ -91,12 +91,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
       recipe={"name": "dense", "config": setup.plain(config)},
     )
     evaluate = setup.Evaluator(task, spec, mesh)
-    results = {
-      split: evaluate(
-        params, None, None, data.evaluation(split, config.evaluate.batch_size)
-      ).metrics
-      for split in config.data.report_splits
-    }
+    found = evaluate(config, data, params, None, None)
+    results = {split: each.metrics for split, each in found.items()}
     atomic.write_json(workdir / "metrics.json", results)
     return results
 

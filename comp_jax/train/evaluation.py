@@ -1,48 +1,48 @@
-"""What a saved model does on a split: its metrics, or its answers."""
+"""What a saved model does on splits of data: its metrics, or its answers."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import ml_collections
 
 from comp_jax import errors
-from comp_jax.data import pipelines, tokenizers
+from comp_jax.data import tokenizers
 from comp_jax.interop import store
 from comp_jax.tasks import outcomes
-from comp_jax.tasks import task as task_lib
 from comp_jax.train import inputs, setup
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-  """A split, and the program that runs a model on it.
+  """Data as a model reads them, and the program that runs it.
 
   Attributes:
-    task: what the model does.
+    config: of the data; its reported splits are those asked for.
+    data: laid out as the model's task reads them.
     evaluator: the program, on the config's devices.
     policies: the model's own token counts or thresholds, by tower.
-    batches: of the split.
   """
 
-  task: task_lib.Task
+  config: ml_collections.ConfigDict
+  data: inputs.Data
   evaluator: setup.Evaluator
   policies: dict
-  batches: pipelines.EvalBatches
 
 
 def opened(
   config: ml_collections.ConfigDict,
   loaded: store.Loaded,
-  split: str,
+  splits: Sequence[str],
   *,
   measured: bool = True,
 ) -> Opened:
-  """A split of the config's data, as the model reads it.
+  """The config's data, as the model reads them.
 
   Args:
     config: data, protocol and batch size.
     loaded: a dense or compact model.
-    split: of the config's data.
-    measured: False for a split whose answers may be unknown.
+    splits: that are wanted.
+    measured: False where their answers may be unknown.
 
   Raises:
     UserError: a model of another task or image size, or no such data.
@@ -57,30 +57,33 @@ def opened(
   mesh, _ = setup.mesh_and_rules(config, {"evaluate.batch_size": (batch, 1)})
   task = setup.task_of(config, spec, {})
   config = config.copy_and_resolve_references()
-  config.data.report_splits = (split,) if measured else ()
+  config.data.report_splits = tuple(splits) if measured else ()
   data = inputs.open_data(config, tokenizers.load(loaded.tokenizer_json))
-  inputs.check_split(data.splits, split, config.data.name)
-  data = inputs.read_by(data, task, config.data.name)
+  for split in splits:
+    inputs.check_split(data.splits, split, config.data.name)
   return Opened(
-    task=task,
+    config=config,
+    data=inputs.read_by(data, task, config.data.name),
     evaluator=setup.Evaluator(task, spec, mesh),
     policies={tower: loaded.policies.get(tower) for tower in spec.towers},
-    batches=data.evaluation(split, batch),
   )
 
 
 def evaluate(
-  config: ml_collections.ConfigDict, loaded: store.Loaded, split: str
-) -> outcomes.Outcomes:
-  """The metrics of a model on a split, as the report of its run has them.
+  config: ml_collections.ConfigDict,
+  loaded: store.Loaded,
+  splits: Sequence[str],
+) -> dict[str, outcomes.Outcomes]:
+  """The metrics of a model on each split, as the report of its run has them.
 
   Args:
     config: data, protocol and batch size.
     loaded: a dense or compact model, at its own token counts or thresholds.
-    split: of the config's data.
+    splits: of the config's data.
 
   Raises:
     UserError: see `opened`; or a split on which nothing can be measured.
+    NotFinite: the model says NaN of an example.
   """
-  job = opened(config, loaded, split)
-  return job.evaluator(loaded.params, None, job.policies, job.batches)
+  job = opened(config, loaded, splits)
+  return job.evaluator(job.config, job.data, loaded.params, None, job.policies)

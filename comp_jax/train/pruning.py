@@ -56,7 +56,7 @@ def run(
       """Evaluates a row of the main table, unless the config leaves it out."""
 
       def measured():
-        found = _evaluate(job, evaluator, *arguments)
+        found = evaluator(config, job.data, *arguments)
         if row == "finetuned":
           # Before its metrics are noted: what is noted is not done again.
           examples.write(workdir, found)
@@ -237,15 +237,6 @@ class Notes:
     self._values[name] = self._values.get(name, 0.0) + amount
     atomic.write_json(self._path, self._values)
     return self._values[name]
-
-
-def _evaluate(job, evaluator, params, masks, policies) -> dict:
-  """What is found on every reported split."""
-  size = job.config.evaluate.batch_size
-  return {
-    split: evaluator(params, masks, policies, job.data.evaluation(split, size))
-    for split in job.config.data.report_splits
-  }
 
 
 def _samples(job, state) -> dict[str, np.ndarray]:

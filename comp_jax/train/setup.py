@@ -10,14 +10,14 @@ import jax
 import ml_collections
 
 from comp_jax import errors
-from comp_jax.data import pipelines, tokenizers
+from comp_jax.data import tokenizers
 from comp_jax.interop import load as load_lib
 from comp_jax.interop import store, tensors
 from comp_jax.models import families, presets, specs, towers
 from comp_jax.tasks import library as tasks
 from comp_jax.tasks import outcomes
 from comp_jax.tasks import task as task_lib
-from comp_jax.train import compiled, fit, sharding
+from comp_jax.train import compiled, finite, fit, inputs, sharding
 
 # What evaluation does with a batch by itself.
 _ON_HOST = {"concept", "label", "_mask"}
@@ -204,7 +204,13 @@ class Evaluator:
     self._task = task
     self._split = sharding.batch_sharding(mesh)
     self._whole = sharding.replicated(mesh)
-    self._predict = compiled.Compiled(self._task.predict(spec))
+    predict = task.predict(spec)
+
+    def checked(*arguments):
+      found = predict(*arguments)
+      return found, finite.everywhere(found)
+
+    self._predict = compiled.Compiled(checked)
 
   @property
   def compilations(self) -> int:
@@ -212,24 +218,54 @@ class Evaluator:
 
   def __call__(
     self,
+    config: ml_collections.ConfigDict,
+    data: inputs.Data,
     params: Mapping,
     masks: Mapping | None,
     policies: Mapping | None,
-    batches: pipelines.EvalBatches,
-  ) -> outcomes.Outcomes:
-    """The metrics of a split, and the outcomes of its examples."""
-    return self._task.evaluate(self.of(params, masks, policies), batches)
+  ) -> dict[str, outcomes.Outcomes]:
+    """The metrics of every reported split, and the outcomes of its examples.
+
+    Raises:
+      NotFinite: the model says NaN of an example.
+    """
+    size = config.evaluate.batch_size
+    return {
+      split: self._task.evaluate(
+        self.of(split, params, masks, policies), data.evaluation(split, size)
+      )
+      for split in config.data.report_splits
+    }
 
   def of(
-    self, params: Mapping, masks: Mapping | None, policies: Mapping | None
+    self,
+    split: str,
+    params: Mapping,
+    masks: Mapping | None,
+    policies: Mapping | None,
   ) -> Callable[..., Any]:
-    """What the model says of an evaluation batch, on all devices."""
+    """What the model says of an evaluation batch, on all devices.
+
+    Args:
+      split: of the batches, to name.
+      params: weights.
+      masks: hard masks or None.
+      policies: token policy of each tower, or None.
+    """
     fixed = jax.device_put((params, masks, policies), self._whole)
 
     def predict(batch, *shared):
       arrays = {key: batch[key] for key in batch.keys() - _ON_HOST}
       arrays = jax.device_put(arrays, self._split)
-      return self._predict(*fixed, arrays, *jax.device_put(shared, self._whole))
+      shared = jax.device_put(shared, self._whole)
+      found, sound = self._predict(*fixed, arrays, *shared)
+      # Tasks wait for the arrays anyway; ranked or counted, NaN looks sound.
+      if not sound:
+        raise finite.NotFinite(
+          f"evaluation: the outputs on split {split} are not finite: the model "
+          "has diverged; train or prune it anew at a lower learning rate"
+        )
+      return found
 
     return predict
 

@@ -16,6 +16,7 @@ from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
   costs,
   examples,
+  finite,
   preemption,
   prepare,
   search,
@@ -121,9 +122,14 @@ def run(
     for point, member in list(zip(points, swept, strict=True))[len(done) :]:
       metrics = {}
       if not member.failed:
-        found = _evaluate(job, data, evaluate, member)
-        examples.write(workdir_lib.point(workdir, len(done)), found)
-        metrics = {split: each.metrics for split, each in found.items()}
+        policies = job.stage.objective.policies(member.thetas)
+        weights = member.params, member.masks, policies
+        try:
+          found = evaluate(config, data, *weights)
+          examples.write(workdir_lib.point(workdir, len(done)), found)
+          metrics = {split: each.metrics for split, each in found.items()}
+        except finite.NotFinite as error:
+          member = replace(member, failed=str(error))
       done.append(_result(job, metrics, point, member, traces))
       lines = [json.dumps(row, sort_keys=True) for row in done]
       atomic.write_text(workdir / RESULTS, "\n".join(lines) + "\n")
@@ -180,18 +186,6 @@ def _member(config: ml_collections.ConfigDict, point: Point) -> sweep.Member:
       if key.startswith(STRATEGY)
     },
   )
-
-
-def _evaluate(job, data, evaluate, member) -> dict:
-  """What is found on every reported split."""
-  policies = job.stage.objective.policies(member.thetas)
-  size = job.config.evaluate.batch_size
-  return {
-    split: evaluate(
-      member.params, member.masks, policies, data.evaluation(split, size)
-    )
-    for split in job.config.data.report_splits
-  }
 
 
 def _result(job, metrics, point, member, traces) -> dict[str, Any]:

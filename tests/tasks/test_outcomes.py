@@ -1,5 +1,6 @@
 """Metrics from the outcomes of single examples."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,3 +68,18 @@ def test_pairs_are_judged_one_by_one():
   alone = nlvr.evaluate(lambda batch: logits, batches)
   assert alone.metrics == {"accuracy": found.metrics["accuracy"]}
   assert alone.examples["accuracy"].tolist() == [True, False, False]
+
+
+def test_nan_finds_nothing():
+  """More rows than k: counted as ahead or not, NaN must not be found."""
+  eye = np.eye(12, dtype=np.float32)
+  matches = np.eye(12, dtype=bool)
+  batch = {"concept": jnp.arange(12)}
+  for broken in (eye * np.nan, np.where(eye > 0, np.nan, eye)):
+    ranks = retrieval.best_ranks(broken, matches)
+    assert ranks.min() == np.iinfo(np.int32).max
+    output = {"image_embedding": eye, "text_embedding": broken}
+    assert retrieval.recall_at_10(jax.tree.map(jnp.asarray, output), batch) == 0
+  # A sound match among candidates that are NaN is behind all of them.
+  broken = np.where(eye > 0, eye, np.nan)
+  np.testing.assert_array_equal(retrieval.best_ranks(broken, matches), 11)

@@ -74,10 +74,11 @@ def test_rank_compares_the_best_first_tokens_whole():
   run = jax.jit(functools.partial(vqa.rank, MODEL), static_argnames="best")
   answers = jnp.asarray(ids), jnp.asarray(mask)
   for best in (4, 128):
-    found = run(PARAMS, BATCH, answers, best=best, policies=policies)
+    found, loss = run(PARAMS, BATCH, answers, best=best, policies=policies)
     for i in range(3):
       chosen = np.argsort(-first[i], kind="stable")[:best]
       assert found[i] == chosen[np.argmin(losses[i][chosen])]
+      np.testing.assert_allclose(loss[i], losses[i][found[i]], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def _evaluated(evaluate, examples, written):
   batches = _batches(examples)
   ids = jnp.asarray(batches.tokenizer.encode(written, 6)[0])
   ids = iter(ids.reshape(-1, 2, 6))
-  return evaluate(lambda batch: next(ids), batches)
+  return evaluate(lambda batch: (next(ids), jnp.zeros(2)), batches)
 
 
 def test_what_is_written_is_scored_without_the_padding(monkeypatch):
@@ -184,7 +185,7 @@ def test_answers_are_chosen_among_those_of_train():
 
   def predict(batch, *shared):
     given.append(shared)
-    return next(chosen)
+    return next(chosen), jnp.zeros(2)
 
   found = vqa.build(options).evaluate(predict, batches)
   assert found.metrics == {

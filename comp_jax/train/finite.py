@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from comp_jax import errors
 
@@ -21,3 +22,36 @@ def everywhere(tree: Any) -> Bool[Array, ""]:
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
       sound &= jnp.all(jnp.isfinite(leaf))
   return sound
+
+
+def problem(
+  losses: Float[np.ndarray, " t"], sound: Any, first_step: int
+) -> str:
+  """What went wrong in some steps of training; nothing where all is well.
+
+  A loss is that of the weights before its step: what the last update did is
+  in `sound` alone.
+
+  Args:
+    losses: of each step.
+    sound: whether everything after the last step is finite.
+    first_step: number of the first of them.
+  """
+  bad = np.flatnonzero(~np.isfinite(losses))
+  if bad.size:
+    return f"the loss is not finite at step {first_step + int(bad[0])}"
+  if not sound:
+    last = first_step + len(losses) - 1
+    return f"weights, scores or costs are not finite after step {last}"
+  return ""
+
+
+def check(
+  losses: Float[np.ndarray, " t"], sound: Any, first_step: int, what: str
+) -> None:
+  """Raises NotFinite where there is a `problem`, before anything is saved."""
+  if found := problem(losses, sound, first_step):
+    raise NotFinite(
+      f"{what}: {found}; the last good checkpoint is kept: lower the learning "
+      "rate and start again in another workdir"
+    )

@@ -7,13 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from comp_jax import errors
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import compiled, metrics, preemption, sharding
+from comp_jax.train import compiled, finite, metrics, preemption, sharding
 from comp_jax.train import rates as rates_lib
 from comp_jax.train import step as step_lib
 
@@ -84,17 +82,6 @@ def adamw(
   )
 
 
-def check_finite(losses: Any, first_step: int, what: str) -> None:
-  """Raises a UserError that names the first step with a NaN or inf loss."""
-  bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
-  if bad.size:
-    raise errors.UserError(
-      f"{what}: the loss is not finite at step {first_step + int(bad[0])}; the "
-      "last good checkpoint is kept: lower the learning rate and start again "
-      "in another workdir"
-    )
-
-
 def fit(
   objective: step_lib.Objective,
   params: Mapping,
@@ -112,7 +99,7 @@ def fit(
 ) -> tuple[Mapping, int]:
   """Trained weights, and how often the step was compiled.
 
-  Resumes from `checkpoints`; a signal saves and raises `Interrupted`.
+  Resumes from `checkpoints`.
 
   Args:
     objective: model and loss.
@@ -127,6 +114,10 @@ def fit(
     writer: first step -> scalars; opened once the resume step is known.
     watch: signals.
     what: name of the phase, for progress and messages.
+
+  Raises:
+    NotFinite: the weights diverged; what was saved before is sound.
+    Interrupted: a signal; the state is saved.
   """
   optimizer = schedule.optimizer()
 
@@ -134,7 +125,8 @@ def fit(
     def body(carry, batch):
       return objective.advance(optimizer, carry, batch, None, policies)
 
-    return jax.lax.scan(body, state, stacked)
+    state, losses = jax.lax.scan(body, state, stacked)
+    return state, (losses, finite.everywhere(state))
 
   state = (params, optimizer.init(params), memory)
   placed, _ = sharding.tree_shardings(mesh, state, rules)
@@ -164,10 +156,10 @@ def fit(
   with progress, writer(first * schedule.chunk) as scalars:
     for index in range(first, schedule.chunks):
       stacked = jax.device_put(next(source), split)
-      state, losses = run(state, stacked)
-      losses = np.asarray(losses)
+      state, found = run(state, stacked)
+      losses, sound = jax.device_get(found)
       start = index * schedule.chunk
-      check_finite(losses, start, what)
+      finite.check(losses, sound, start, what)
       done = (index + 1) * schedule.chunk
       for step, loss in enumerate(losses):
         scalars.write(start + step, {f"{what}/loss": loss})

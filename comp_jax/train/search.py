@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from comp_jax import errors
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import compiled, fit, metrics, preemption, sharding
+from comp_jax.train import (
+  compiled,
+  finite,
+  fit,
+  metrics,
+  preemption,
+  sharding,
+)
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 
@@ -95,7 +101,8 @@ def search(
     watch: signals.
 
   Raises:
-    UserError: a loss or score that is not finite.
+    NotFinite: the weights, scores or costs diverged; what was saved before is
+      sound.
     fit.Interrupted: a signal; the state is saved.
   """
   whole = sharding.replicated(mesh)
@@ -153,7 +160,7 @@ def search(
         state, jax.device_put(stacked, split), select, jnp.asarray(not warming)
       )
       record = jax.device_get(record)
-      fit.check_finite(record.losses, index * steps, "pruning")
+      finite.check(record.losses, record.sound, index * steps, "pruning")
       seconds = time.monotonic() - stage_began
       row = stage_row(index, record, stage, warming, seconds)
       history.append(row)
@@ -295,7 +302,7 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
 def _check_scores(costs: np.ndarray, modes: Sequence[str]) -> None:
   bad = [m for m, c in zip(modes, costs, strict=True) if not np.isfinite(c)]
   if bad:
-    raise errors.UserError(
+    raise finite.NotFinite(
       f"pruning: the trial steps of {', '.join(bad)} gave costs that are not "
       "finite: the weights or scores hold NaN; check the checkpoint"
     )

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float
 
 from comp_jax.core import importance, mps
 from comp_jax.core import masks as masks_lib
+from comp_jax.train import finite, thresholds
 from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
-from comp_jax.train import thresholds
 
 # More than this fraction of dense above the target is no drift.
 FAR = 1e-2
@@ -284,6 +284,7 @@ class Stage(thresholds.Thresholds):
       removable=removable,
       thetas=after.thetas,
       losses=losses,
+      sound=finite.everywhere(after),
     )
     return after, record
 

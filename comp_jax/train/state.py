@@ -86,6 +86,7 @@ class SearchState:
     "removable",
     "thetas",
     "losses",
+    "sound",
   ],
   meta_fields=[],
 )
@@ -108,6 +109,8 @@ class StageRecord:
     removable: what each mode could still remove.
     thetas: token thresholds after the stage.
     losses: training loss of each step.
+    sound: whether the state after the stage is finite: weights, optimiser,
+      memory, scores, costs and metric.
   """
 
   mode: Int[Array, ""]
@@ -127,6 +130,7 @@ class StageRecord:
   removable: Float[Array, " m"]
   thetas: Mapping[str, Float[Array, ""]]
   losses: Float[Array, " t"]
+  sound: Bool[Array, ""]
 
 
 def initial(

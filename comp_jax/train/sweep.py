@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from comp_jax.train import fit, search
+from comp_jax.train import finite, fit, search
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 
@@ -177,8 +177,8 @@ class Sweep:
 
   def chunk(
     self, values: Mapping, tuned: tuple, frozen: tuple, batches: Mapping
-  ) -> tuple[tuple, jax.Array]:
-    """Steps of the masked fine-tuning of every member, and their losses.
+  ) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
+    """Steps of every member's masked fine-tuning; losses, what `finite` says.
 
     Args:
       values: see `values`.
@@ -199,6 +199,7 @@ class Sweep:
         return objective.advance(optimizer, carry, batch, masks, policies)
 
       own = jax.tree.map(lambda x: x[values["data"]], batches)
-      return jax.lax.scan(body, tuned, own)
+      tuned, losses = jax.lax.scan(body, tuned, own)
+      return tuned, (losses, finite.everywhere(tuned))
 
     return self.over(one)(values, tuned, frozen)

@@ -11,7 +11,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from comp_jax.train import checkpoints as checkpoints_lib
-from comp_jax.train import compiled, fit, preemption, search, sharding
+from comp_jax.train import (
+  compiled,
+  finite,
+  fit,
+  preemption,
+  search,
+  sharding,
+)
 from comp_jax.train import state as state_lib
 from comp_jax.train import sweep as sweep_lib
 
@@ -82,14 +89,14 @@ def run(
   values = jax.device_put(sweep.values(), split)
   select = jax.device_put(select, whole)
   with checkpoints("search") as saved:
-    states, history, probe, traces = _search(
+    states, history, probe, failed, traces = _search(
       sweep, params, values, select, search_batches, saved, watch, note, split
     )
   settle = jax.jit(sweep.settle, out_shardings=split)
   states = settle(values, states, select)
   with checkpoints("finetune") as saved:
-    tuned, losses, finetune_traces = _finetune(
-      sweep, values, states, finetune_batches, saved, watch, note, split
+    tuned, failed, finetune_traces = _finetune(
+      sweep, values, states, failed, finetune_batches, saved, watch, note, split
     )
   masks, thetas, macs = jax.device_get(
     (states.masks, states.thetas, states.macs)
@@ -103,7 +110,7 @@ def run(
       macs=float(macs[index]),
       history=history[index],
       probe=probe[index],
-      failed=_failure(history[index], losses[index]),
+      failed=failed[index],
     )
     for index in range(len(sweep.members))
   ]
@@ -112,8 +119,8 @@ def run(
 
 def _search(
   sweep, params, values, select, batches, saved, watch, note, split
-) -> tuple[state_lib.SearchState, list[list], list[dict], int]:
-  """The states after the last stage, each member's rows and probe costs."""
+) -> tuple[state_lib.SearchState, list[list], list[dict], list[str], int]:
+  """The states after the last stage; each member's rows, probe and failure."""
   plan, members = sweep.plan, sweep.members
   stages = [sweep.of(_member(sweep, i)) for i in range(len(members))]
   initial = jax.jit(sweep.initial, out_shardings=split)
@@ -121,20 +128,22 @@ def _search(
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), abstract
   )
-  history, probe, first = [[] for _ in members], [{} for _ in members], 0
+  history, probe = [[] for _ in members], [{} for _ in members]
+  failed, first = [""] * len(members), 0
   restored = saved.restore_latest(abstract)
   if restored is None:
     states = initial(params, select)
   else:
     first, states, meta = restored
     history, probe = meta["history"], meta["probe"]
+    failed = meta["failed"]
   step = compiled.Compiled(
     sweep.stages, out_shardings=(split, split), donate_argnums=1
   )
   sources = [batches(seed)(first) for seed in sweep.seeds]
   for index in range(first, plan.total):
     warming = index < plan.warmup_stages
-    live = [warming or each for each in _unfinished(members, history)]
+    live = _live(members, history, failed, warming)
     if not any(live):
       break
     if index == plan.warmup_stages and search.needs_probe(sweep.stage):
@@ -155,35 +164,38 @@ def _search(
     seconds = time.monotonic() - began
     for i in np.flatnonzero(live):
       record = jax.tree.map(lambda x, i=i: x[i], records)
+      start = index * len(record.losses)
+      failed[i] = finite.problem(record.losses, record.sound, start)
       history[i].append(
         search.stage_row(index, record, stages[i], warming, seconds / sum(live))
       )
     note("search", [rows[-1] for rows in history])
     stop = watch.requested()
     # The last stage is always kept: what follows may be stopped too.
-    over = index + 1 == plan.total or not any(_unfinished(members, history))
+    over = index + 1 == plan.total or not any(_live(members, history, failed))
     if stop or over or (index + 1) % plan.save_every == 0:
-      saved.save(index + 1, states, {"history": history, "probe": probe})
+      meta = {"history": history, "probe": probe, "failed": failed}
+      saved.save(index + 1, states, meta)
     if stop:
       saved.wait()
       raise fit.Interrupted("sweep")
   saved.wait()
-  return states, history, probe, step.compilations
+  return states, history, probe, failed, step.compilations
 
 
-def _unfinished(members, history) -> list[bool]:
-  """Which members have not arrived at their target."""
+def _live(members, history, failed, warming: bool = False) -> list[bool]:
+  """Which members are sound, and have not arrived at their target."""
   return [
-    not search.finished(rows, 1.0 - member.ratio)
-    for rows, member in zip(history, members, strict=True)
+    not problem and (warming or not search.finished(rows, 1.0 - member.ratio))
+    for rows, member, problem in zip(history, members, failed, strict=True)
   ]
 
 
 def _finetune(
-  sweep, values, states, batches, saved, watch, note, split
-) -> tuple[Mapping, list[float], int]:
-  """The weights after the masked fine-tuning, and each member's last loss."""
-  schedule, members = sweep.finetune, sweep.members
+  sweep, values, states, failed, batches, saved, watch, note, split
+) -> tuple[Mapping, list[str], int]:
+  """The weights after the masked fine-tuning; what went wrong in any phase."""
+  schedule = sweep.finetune
 
   # Its rate is no part of an optimiser's state.
   optimizer = schedule.optimizer()
@@ -191,31 +203,33 @@ def _finetune(
   start = jax.vmap(lambda p, old: (p, optimizer.init(p), renewed(old, p)))
   tuned = jax.jit(start, out_shardings=split)(states.params, states.memory)
   frozen = (states.masks, states.thetas)
-  losses, first = [0.0] * len(members), 0
+  first = 0
   restored = saved.restore_latest(fit.abstract(tuned))
   if restored is not None:
     first, tuned, meta = restored
-    losses = meta["losses"]
+    failed = meta["failed"]
   step = compiled.Compiled(
     sweep.chunk, out_shardings=(split, split), donate_argnums=1
   )
   if first >= schedule.chunks:
-    return jax.device_get(tuned[0]), losses, 0
+    return jax.device_get(tuned[0]), failed, 0
   sources = [batches(seed)(first) for seed in sweep.seeds]
   for index in range(first, schedule.chunks):
-    tuned, steps = step(values, tuned, frozen, _stacked(sources))
-    steps = np.asarray(steps, np.float64)
-    losses = steps.mean(axis=1).tolist()
-    note("finetune", [{"loss": loss} for loss in losses])
+    tuned, found = step(values, tuned, frozen, _stacked(sources))
+    losses, sound = jax.device_get(found)
+    start = index * schedule.chunk
+    for i in range(len(failed)):
+      failed[i] = failed[i] or finite.problem(losses[i], sound[i], start)
+    note("finetune", [{"loss": float(each.mean())} for each in losses])
     last = index + 1 == schedule.chunks
     stop = watch.requested() and not last
     if stop or last or (index + 1) % schedule.save_every == 0:
-      saved.save(index + 1, tuned, {"losses": losses})
+      saved.save(index + 1, tuned, {"failed": failed})
     if stop:
       saved.wait()
       raise fit.Interrupted("sweep")
   saved.wait()
-  return jax.device_get(tuned[0]), losses, step.compilations
+  return jax.device_get(tuned[0]), failed, step.compilations
 
 
 def _member(sweep: sweep_lib.Sweep, index: int) -> dict[str, Any]:
@@ -227,11 +241,3 @@ def _stacked(sources: Sequence[Iterator[Mapping]]) -> dict[str, np.ndarray]:
   """The next batches of every data order, [orders, steps, b, ...]."""
   parts = [next(source) for source in sources]
   return {key: np.stack([part[key] for part in parts]) for key in parts[0]}
-
-
-def _failure(history: Sequence[Mapping], loss: float) -> str:
-  """What went wrong, or nothing."""
-  for row in history:
-    if not np.isfinite([row["loss"], row["metric"]]).all():
-      return f"the loss or the metric of stage {row['index']} is not finite"
-  return "" if np.isfinite(loss) else "the fine-tuning loss is not finite"

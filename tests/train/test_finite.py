@@ -1,13 +1,25 @@
 """A model that diverged is refused, whatever its task counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from comp_jax.models import families
 from comp_jax.tasks import caption_score
-from comp_jax.train import finite, prepare, setup
-from tests.train import test_decoder_runs, test_five_modes
+from comp_jax.train import (
+  checkpoints,
+  finite,
+  fit,
+  metrics,
+  preemption,
+  prepare,
+  setup,
+  sharding,
+)
+from tests.train import kit, test_decoder_runs, test_five_modes
 
 data_dir = test_decoder_runs.data_dir
 questions = test_decoder_runs.questions
@@ -25,6 +37,48 @@ def test_keys_and_whole_numbers_are_finite():
   assert finite.everywhere(sound)
   for bad in (np.nan, np.inf):
     assert not finite.everywhere({**sound, "w": jnp.array([1.0, bad])})
+
+
+@pytest.mark.parametrize(
+  "field", ["params", "statistics", "strategy", "metric", "memory"]
+)
+def test_a_search_state_is_asked_for_all_that_the_next_stage_reads(field):
+  stage = kit.make_stage("uniform")
+  state = dataclasses.replace(kit.initial(stage), memory=jnp.ones(3))
+  assert finite.everywhere(state)
+
+  def spoil(leaf):
+    floats = jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return leaf * jnp.inf if floats else leaf
+
+  spoilt = jax.tree.map(spoil, getattr(state, field))
+  assert not finite.everywhere(dataclasses.replace(state, **{field: spoilt}))
+
+
+def test_weights_that_the_last_step_spoilt_are_not_saved(tmp_path):
+  stage = kit.make_stage()
+
+  def single(start):
+    for batch in kit.batches(start):
+      yield {name: array[:1] for name, array in batch.items()}
+
+  with checkpoints.Checkpoints(tmp_path) as saved:
+    with pytest.raises(finite.NotFinite, match="train: .* after step 0;"):
+      fit.fit(
+        stage.objective,
+        families.initial_params(kit.spec(), 0),
+        {},
+        None,
+        fit.Schedule(steps=1, chunk=1, learning_rate=np.inf),
+        single,
+        mesh=sharding.make_mesh(jax.devices()[:1]),
+        rules=sharding.REPLICATED,
+        checkpoints=saved,
+        writer=lambda first: metrics.MetricWriter(tmp_path, first),
+        watch=preemption.Watch(),
+        what="train",
+      )
+    assert not saved.steps()
 
 
 @pytest.mark.parametrize("kind", ["pairs", "captions", "written", "ranked"])

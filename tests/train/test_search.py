@@ -12,6 +12,7 @@ from comp_jax import errors
 from comp_jax.models import families
 from comp_jax.train import (
   checkpoints,
+  finite,
   fit,
   metrics,
   preemption,
@@ -150,6 +151,17 @@ def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):
 
   with pytest.raises(errors.UserError, match="not finite at step 5"):
     run(tmp_path, batches=poisoned)
+  with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+    assert saved.latest() == 2
+
+
+def test_nan_of_the_last_update_is_not_saved(tmp_path):
+  """Every loss of its stage is finite: it comes after them."""
+  at_five = lambda step: jnp.where(step == 5, jnp.inf, 1e-3)  # noqa: E731
+  optimizer = fit.adamw(at_five, 0.05, 1.0)
+  stage = dataclasses.replace(make_stage(), optimizer=optimizer)
+  with pytest.raises(finite.NotFinite, match="not finite after step 5"):
+    run(tmp_path, stage=stage)
   with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
     assert saved.latest() == 2
 

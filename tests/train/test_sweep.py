@@ -64,14 +64,14 @@ def tuning(seed):
   )
 
 
-def make(devices=1, recipe="comp"):
+def make(devices=1, recipe="comp", members=MEMBERS):
   return sweep.Sweep(
     stage=kit.make_stage(recipe, ratio=0.5, stages=STAGES),
     num_stages=STAGES,
     plan=PLAN,
     optimizer=optimizer,
     finetune=SCHEDULE,
-    members=MEMBERS,
+    members=members,
     mesh=sharding.make_mesh(jax.devices()[:devices]),
   )
 
@@ -88,9 +88,9 @@ class Watch(preemption.Watch):
     return self.left == 0
 
 
-def run(folder, *, devices=1, watch=None, notes=None):
+def run(folder, *, devices=1, watch=None, notes=None, members=MEMBERS):
   return sweep_loop.run(
-    make(devices),
+    make(devices, members=members),
     families.initial_params(kit.spec(), 0),
     jax.device_get(kit.select()),
     batches,
@@ -185,6 +185,22 @@ def test_one_compilation_serves_all(swept):
   _, traces, notes = swept
   assert traces == {"stage_step": 1, "finetune_step": 1}
   assert notes.count("finetune") == SCHEDULE.chunks
+
+
+def test_a_member_that_diverges_is_named_and_the_others_go_on(swept, tmp_path):
+  spoilt = list(MEMBERS)
+  spoilt[0] = dataclasses.replace(MEMBERS[0], learning_rate=np.inf)
+  spoilt[2] = dataclasses.replace(MEMBERS[2], finetune_rate=np.inf)
+  found, _ = run(tmp_path, members=spoilt)
+  assert "loss is not finite at step 1" in found[0].failed
+  assert [row["mode"] for row in found[0].history] == ["warmup"]
+  # After an update that no loss of its chunk has seen.
+  assert "not finite after step 0" in found[2].failed
+  for index in (1, 3):
+    assert not found[index].failed
+    jax.tree.map(
+      np.testing.assert_array_equal, found[index].params, swept[0][index].params
+    )
 
 
 @pytest.mark.parametrize("recipe", ["upop", "sjp_tokens_first"])

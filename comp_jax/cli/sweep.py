@@ -84,10 +84,10 @@ def run(arguments: argparse.Namespace) -> None:
     )
   from comp_jax.train import workdir as workdir_lib
 
-  listed = {"config": arguments.config, "groups": _plain(there or groups)}
-  with workdir_lib.claim(workdir, listed):
-    listed["groups"] = _plain(groups)
-    atomic.write_json(workdir / workdir_lib.CONFIG, listed)
+  program, listed = "sweep", {"config": arguments.config}
+  claimed = {**listed, "groups": _plain(there or groups)}
+  with workdir_lib.claim(workdir, claimed, program):
+    workdir_lib.write(workdir, {**listed, "groups": _plain(groups)}, program)
     _run_all(arguments, groups, workdir)
 
 

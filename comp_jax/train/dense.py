@@ -58,7 +58,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
   )
 
   # A mistake above leaves no workdir behind.
-  with workdir_lib.claim(workdir, setup.plain(config)):
+  with workdir_lib.claim(workdir, setup.plain(config), "train.py"):
     # Training.
     schedule = dataclasses.replace(setup.schedule(config.train), rates=rules)
     with (

@@ -46,7 +46,7 @@ def run(
   began = time.monotonic()
   job = prepare.prepare(config)
   with (
-    workdir_lib.claim(workdir, setup.plain(config)),
+    workdir_lib.claim(workdir, setup.plain(config), "prune.py"),
     preemption.watch() as watch,
   ):
     notes = Notes(workdir / "progress.json")

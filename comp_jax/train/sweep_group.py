@@ -87,7 +87,10 @@ def run(
   )
   prune, finetune = config.prune, config.finetune
   claimed = {"config": setup.plain(config), "points": [dict(p) for p in points]}
-  with workdir_lib.claim(workdir, claimed), preemption.watch() as watch:
+  with (
+    workdir_lib.claim(workdir, claimed, "sweep"),
+    preemption.watch() as watch,
+  ):
     done = read(workdir)
     if len(done) == len(points):
       return done

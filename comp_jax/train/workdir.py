@@ -1,4 +1,4 @@
-"""The folder of one run: claimed once, by one process, for one config."""
+"""The folder of one run: of one program and config, one process at a time."""
 
 import contextlib
 import fcntl
@@ -13,12 +13,16 @@ from comp_jax import errors
 from comp_jax.interop import atomic
 
 CONFIG = "config.json"
+# Its key that is no part of the config.
+_PROGRAM = "program"
 _LOCK = ".lock"
 _ABSENT = "(absent)"
 
 
-def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
-  """Leaves a writable folder that holds exactly this config.
+def open_workdir(
+  path: str | os.PathLike, config: Mapping[str, Any], program: str
+) -> None:
+  """Leaves a writable folder that holds exactly this program's config.
 
   The first call creates the folder and writes `config.json`; later ones
   compare with it.
@@ -27,19 +31,20 @@ def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
     path: The folder.
     config: Nested dict of whatever JSON can hold, with string keys. Tuples
       count as lists.
+    program: What the run is of: two of them with one config write files of the
+      same names. A folder that names none, as older ones do, is anybody's.
 
   Raises:
     UserError: the folder cannot be written, belongs to something else, or
-      holds a run with another config.
+      holds a run of another program or with another config.
   """
   path = pathlib.Path(path)
   _create(path)
   _refuse_foreign(path)
   _check_writable(path)
   file = path / CONFIG
-  text = atomic.to_json(config)
   if not file.exists():
-    atomic.write_text(file, text)
+    write(path, config, program)
     return
   try:
     stored = json.loads(file.read_text(encoding="utf-8"))
@@ -48,7 +53,14 @@ def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
       f"{file}: not readable as JSON ({error}); use another --workdir, or "
       "remove this one"
     ) from error
-  differences = diff(stored, json.loads(text))
+  owner = stored.setdefault(_PROGRAM, program)
+  if owner != program:
+    raise errors.UserError(
+      f"{path} holds a run of {owner}; give {program} another --workdir"
+    )
+  # As JSON has it: tuples are lists.
+  wanted = json.loads(atomic.to_json({_PROGRAM: program, **config}))
+  differences = diff(stored, wanted)
   if differences:
     listed = "; ".join(
       f"{key}: {before} there, {now} now"
@@ -58,6 +70,14 @@ def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
       f"{path} holds a run with another config ({listed}); use another "
       "--workdir, or the same config to resume"
     )
+
+
+def write(
+  path: str | os.PathLike, config: Mapping[str, Any], program: str
+) -> None:
+  """Makes this the config of a claimed folder, whatever stood there."""
+  named = {_PROGRAM: program, **config}
+  atomic.write_json(pathlib.Path(path) / CONFIG, named)
 
 
 def point(group: str | os.PathLike[str], number: int) -> pathlib.Path:
@@ -110,11 +130,11 @@ def lock(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claim(
-  path: str | os.PathLike, config: Mapping[str, Any]
+  path: str | os.PathLike, config: Mapping[str, Any], program: str
 ) -> Iterator[pathlib.Path]:
-  """Yields the folder, locked and holding this config: see both above."""
+  """Yields the folder, locked and of this program's config: see both above."""
   with lock(path):
-    open_workdir(path, config)
+    open_workdir(path, config, program)
     yield pathlib.Path(path)
 
 

@@ -136,7 +136,7 @@ def compare(
     remarks += _remarks(run)
     method, ratio, seed = run.key
     found[ratio, method][seed] = row
-    macs[ratio, method].append(run.report["macs"]["final"])
+    macs[ratio, method].append(runs.tuned_macs(run.report))
   if not found:
     raise errors.UserError(
       f"{first['name']}: no run has a fine-tuned {metric} on {split}; it has "

@@ -155,10 +155,17 @@ SHAPE = Record(
         "target": _measured("dense * (1 - ratio)"),
         "masked": _measured("end of pruning, masks and thresholds"),
         "compacted": _measured("the sliced model with static token counts"),
-        "final": _measured("the fine-tuned compact model"),
+        "final": _measured(
+          "the saved model: fine-tuned, with the tokens of "
+          "config.finetune.tokens"
+        ),
         "convention": _text('what an example is: "inference" or "legacy"'),
-        "padded_final": _measured("final, at padded lengths as executed"),
-        "finetuned_threshold": _measured("final model, thresholds executed"),
+        "padded_final": _measured(
+          "final, at padded lengths as executed; of static counts alone"
+        ),
+        "finetuned_threshold": _measured(
+          "fine-tuned, thresholds executed: tokens kept on select"
+        ),
       },
     ),
     "params": Record(

@@ -21,7 +21,8 @@ _MACS_OF_ROW = {
   "dense": "dense",
   "masked": "masked",
   "compacted": "compacted",
-  "finetuned": "final",
+  # At static counts, whatever was saved.
+  "finetuned": "compacted",
   "finetuned_threshold": "finetuned_threshold",
 }
 
@@ -174,6 +175,13 @@ def notes(report: schema.Report) -> list[str]:
       f"The search did not reach the target: {text.quantity(masked, dense)} "
       "were left when its stages ended. Static token counts below those of the "
       "thresholds, and the lowest neurons, make up the rest."
+    )
+  final = macs["final"]
+  if final is not None and target is not None and final > 1.005 * target:
+    lines.append(
+      f"The saved model costs {text.quantity(final, dense)}, "
+      f"{final / target - 1:.1%} above the target: fine-tuned weights drop "
+      "other tokens at the same thresholds."
     )
   if macs.get("padded_final") is not None:
     lines.append(

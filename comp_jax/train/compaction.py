@@ -10,9 +10,10 @@ import numpy as np
 
 from comp_jax.core import compact
 from comp_jax.core import tokens as tokens_lib
-from comp_jax.models import specs, towers
-from comp_jax.train import costs, prepare
+from comp_jax.models import families, specs, towers
+from comp_jax.train import costs, prepare, sharding
 from comp_jax.train import state as state_lib
+from comp_jax.train import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,29 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
       for tower in layers
     },
   )
+
+
+def threshold_macs(
+  job: prepare.Job,
+  small: Small,
+  objective: step_lib.Objective,
+  params: Mapping,
+) -> float:
+  """Mean MACs at the thresholds: of the tokens that `select` really keeps.
+
+  Args:
+    job: its validation examples.
+    small: the compact model.
+    objective: of the compact model.
+    params: fine-tuned weights; they drop other tokens than the search did.
+  """
+  thetas = {t: policy.theta for t, policy in small.threshold.items()}
+  tuned = dataclasses.replace(job.stage, objective=objective)
+  split = sharding.batch_sharding(job.mesh, leading_axes=1)
+  select = jax.device_put(job.select, split)
+  _, counts = jax.jit(tuned.validate)(params, None, thetas, select)
+  counts = jax.tree.map(lambda x: np.asarray(x, np.int64), counts)
+  return float(families.macs(small.spec, None, counts))
 
 
 def _cross_heads(layers, dense) -> dict[str, Any]:

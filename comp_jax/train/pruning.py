@@ -109,9 +109,8 @@ def run(
     # Fine-tuning of the small model.
     spare = job.plan.total - found.stages
     schedule = setup.schedule(config.finetune, spare * config.prune.stage_steps)
-    policies = (
-      small.static if config.finetune.tokens == "static" else small.threshold
-    )
+    static = config.finetune.tokens == "static"
+    policies = small.static if static else small.threshold
     fine = dataclasses.replace(
       objective,
       prunable=families.prunable(small.spec),
@@ -164,6 +163,10 @@ def run(
       None,
       small.threshold,
     )
+    threshold_macs = notes.once(
+      "threshold_macs",
+      lambda: compaction.threshold_macs(job, small, fine, params),
+    )
     report = {
       "format": 1,
       "name": config.name,
@@ -178,9 +181,10 @@ def run(
         "target": job.stage.settings.target * job.stage.settings.dense_macs,
         "masked": float(state.macs) * job.stage.settings.dense_macs,
         "compacted": small.macs,
-        "final": small.macs,
+        "final": small.macs if static else threshold_macs,
         "convention": "inference",
-        "padded_final": small.padded_macs,
+        **({"padded_final": small.padded_macs} if static else {}),
+        "finetuned_threshold": threshold_macs,
       },
       "params": {
         "dense": families.params_count(job.spec),

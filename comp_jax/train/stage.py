@@ -42,13 +42,17 @@ class Stage(thresholds.Thresholds):
   optimizer: optax.GradientTransformation
 
   def validate(
-    self, params: Mapping, masks: Mapping, thetas: Mapping, select: Mapping
+    self,
+    params: Mapping,
+    masks: Mapping | None,
+    thetas: Mapping,
+    select: Mapping,
   ) -> tuple[Float[Array, ""], Mapping]:
     """The metric and the token counts on the `select` examples.
 
     Args:
       params: weights.
-      masks: hard masks.
+      masks: hard masks; None for a compact model.
       thetas: token thresholds.
       select: arrays [chunks, c, ...]: forwards run chunk by chunk, the metric
         over all of them.

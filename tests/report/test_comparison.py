@@ -70,7 +70,7 @@ def folder(tmp_path, make):
     prune={"stage_steps": 2, "save_every": 9},
   )
   high = make(7, "madtp")
-  high["macs"]["final"] = 1.02 * high["macs"]["target"]
+  high["macs"]["compacted"] = 1.02 * high["macs"]["target"]
   _save(tmp_path / "high", high)
   return tmp_path
 

@@ -145,6 +145,24 @@ def test_all_five_modes_prune(run):
   assert samples["valid"].shape[1] == 3
 
 
+def test_the_final_cost_is_that_of_the_saved_policy(run, config, tmp_path):
+  static = run[0]["macs"]
+  assert static["final"] == static["compacted"] <= static["target"]
+  assert static["finetuned_threshold"] != static["final"]
+  c = config.copy_and_resolve_references()
+  c.finetune.tokens, c.evaluate.rows = "threshold", ("dense",)
+  # Weights that drop other tokens than those of the search.
+  c.finetune.learning_rate = 0.1
+  report, _ = pruning.run(c, tmp_path)
+  macs = report["macs"]
+  assert macs["final"] == macs["finetuned_threshold"] > 0
+  assert macs["compacted"] == static["compacted"]
+  assert macs["final"] != static["finetuned_threshold"]
+  assert "padded_final" not in macs
+  saved = comp_jax.load(tmp_path / "model").policies["vision"]
+  assert saved.keep is None and float(saved.theta) > 0
+
+
 def test_the_metrics_are_those_of_the_outcomes_beside_them(run):
   report, _, folder = run
   found = examples.read(folder, "val")

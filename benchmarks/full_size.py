@@ -60,7 +60,7 @@ def main(_):
   config.recipe.name = "all_modes_together"
   config.recipe.score = "wanda"
   config.prune.num_stages = config.prune.max_stages = 1
-  config.prune.warmup_stages = 0
+  config.prune.warmup_stages = 1
   config.prune.stage_steps = STEPS.value
   config.prune.batch_size = BATCH.value
   config.prune.validation = config.prune.calibration = 4
@@ -76,7 +76,8 @@ def main(_):
   print(f"{jax.device_count()} x {jax.devices()[0].device_kind}")
   print(f"MACs {macs['dense'] / 1e9:.2f} G -> {macs['final'] / 1e9:.2f} G")
   print(
-    f"stage of {STEPS.value} steps of {BATCH.value}: {seconds['prune']:.0f} s"
+    f"two stages of {STEPS.value} steps of {BATCH.value}: "
+    f"{seconds['prune']:.0f} s"
   )
   print(f"the whole job: {seconds['total']:.0f} s, {peak:.1f} GiB at most")
 

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Key
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
 
+REDUCTIONS = ("signed", "abs")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimator:
@@ -38,8 +40,10 @@ class Estimator:
   def __post_init__(self):
     if self.kind not in ("taylor", "wanda", "none"):
       raise ValueError(f"unknown estimator {self.kind!r}")
-    if self.reduce not in ("signed", "abs"):
-      raise ValueError(f"reduce must be signed or abs, not {self.reduce!r}")
+    if self.reduce not in REDUCTIONS:
+      raise ValueError(
+        f"reduce must be one of {REDUCTIONS}, not {self.reduce!r}"
+      )
 
 
 def token_weights(

@@ -71,6 +71,7 @@ class Recipe:
         f"not {self.standardise!r}"
       )
     for field, known in (
+      ("reduce", importance.REDUCTIONS),
       ("rule", tokens.RULES),
       ("combine", tokens.COMBINE),
       ("schedule", SCHEDULES),

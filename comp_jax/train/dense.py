@@ -17,6 +17,7 @@ from comp_jax.train import (
   inputs,
   metrics,
   preemption,
+  ranges,
   rates,
   ridge,
   setup,
@@ -35,6 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     UserError: a mistake in the config, the data or the workdir.
     fit.Interrupted: a signal; run again to go on.
   """
+  ranges.check(config)
   # Devices first: a batch that does not fit them needs no data to be told.
   mesh, placement = setup.mesh_and_rules(
     config,
@@ -49,6 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
   # Data and model.
   data, spec, task, params = _start(config)
+  inputs.check_batches(data, {"train.batch_size": config.train.batch_size})
   rules = rates.check(config.train.rates, params)
   objective = step_lib.Objective(
     prunable=rates.freezing(families.prunable(spec), rules),

@@ -166,6 +166,21 @@ def open_data(
   )
 
 
+def check_batches(data: Data, batches: Mapping[str, int]) -> None:
+  """Raises a UserError where a training batch is larger than its split.
+
+  Args:
+    data: what is trained on.
+    batches: config key -> examples per step.
+  """
+  available = len(data.splits["train"])
+  for key, size in batches.items():
+    if size > available:
+      raise errors.UserError(
+        f"config.{key} is {size}, train has only {available} examples"
+      )
+
+
 def check_split(
   splits: Mapping[str, sources.RandomAccessSource], split: str, name: str
 ) -> None:

@@ -18,6 +18,7 @@ from comp_jax.train import (
   costs,
   fit,
   inputs,
+  ranges,
   search,
   setup,
   sharding,
@@ -78,11 +79,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   Raises:
     UserError: a mistake in the config, the checkpoint or the data.
   """
-  if not 0 <= config.ratio < 1:
-    raise errors.UserError(
-      f"config.ratio must be in [0, 1), the fraction of MACs to remove, not "
-      f"{config.ratio}"
-    )
+  ranges.check(config)
   recipe = _recipe(config)
   chunk = min(config.prune.validation_chunk, config.prune.validation)
   mesh, rules = setup.mesh_and_rules(
@@ -97,11 +94,6 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       "evaluate.batch_size": (config.evaluate.batch_size, 1),
     },
   )
-  if config.finetune.tokens not in ("static", "threshold"):
-    raise errors.UserError(
-      "config.finetune.tokens must be static or threshold, not "
-      f"{config.finetune.tokens!r}"
-    )
   unknown = [row for row in config.evaluate.rows if row not in ROWS]
   if unknown or "dense" not in config.evaluate.rows:
     raise errors.UserError(
@@ -124,6 +116,10 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     )
   data = inputs.open_data(config, tokenizers.load(dense.tokenizer_json))
   data = inputs.read_by(data, task, config.data.name)
+  sections = ("prune", "finetune")
+  inputs.check_batches(
+    data, {f"{name}.batch_size": config[name].batch_size for name in sections}
+  )
   available = len(data.splits["select"]) // chunk * chunk
   if not available:
     raise errors.UserError(
@@ -220,5 +216,12 @@ def _recipe(config):
       "config.recipe.cit gates heads, and with "
       "config.model.granularity=channel the gates of a layer are all equal: "
       "set config.recipe.cit=False or granularity=head"
+    )
+  units = recipe.prunes in ("params", "all")
+  scored = recipe.estimator.kind != "none"
+  if units and scored and not config.prune.warmup_stages:
+    raise errors.UserError(
+      "config.prune.warmup_stages must be 1 or more, not 0: the first stage "
+      f"selects units by {recipe.score} scores, which the warm-up gathers"
     )
   return recipe

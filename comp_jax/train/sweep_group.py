@@ -9,7 +9,6 @@ from typing import Any
 
 import ml_collections
 
-from comp_jax import errors
 from comp_jax.data import sources
 from comp_jax.interop import atomic
 from comp_jax.train import checkpoints as checkpoints_lib
@@ -19,6 +18,7 @@ from comp_jax.train import (
   finite,
   preemption,
   prepare,
+  ranges,
   search,
   setup,
   sweep,
@@ -173,11 +173,9 @@ def _member(config: ml_collections.ConfigDict, point: Point) -> sweep.Member:
   if unknown:
     raise ValueError(f"{unknown} change shapes or programs: other groups")
   value = lambda key, default: point.get(key, default)  # noqa: E731
-  ratio = float(value("ratio", config.ratio))
-  if not 0 <= ratio < 1:
-    raise errors.UserError(f"ratio must be in [0, 1), not {ratio}")
+  ranges.check_values(point)
   return sweep.Member(
-    ratio=ratio,
+    ratio=float(value("ratio", config.ratio)),
     seed=int(value("seed", config.seed)),
     learning_rate=value("prune.learning_rate", config.prune.learning_rate),
     finetune_rate=value(

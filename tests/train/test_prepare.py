@@ -20,15 +20,6 @@ def config(monkeypatch):
   return shell.load_config("configs/emoji_tiny.py")
 
 
-@pytest.mark.parametrize("ratio", [1.0, -0.1])
-def test_a_ratio_outside_its_range(config, ratio):
-  config.ratio = ratio
-  with pytest.raises(
-    errors.UserError, match=r"config.ratio must be in \[0, 1\)"
-  ):
-    prepare.prepare(config)
-
-
 def test_a_ratio_beyond_the_floors_says_the_floor(config):
   config.ratio = 0.999
   with pytest.raises(errors.UserError, match="the ratio can be at most 0.9"):

@@ -139,7 +139,7 @@ _TOWER = Record(
 
 SHAPE = Record(
   doc="one pruning run",
-  optional=("devices",),
+  optional=("devices", "warnings"),
   fields={
     "format": _whole(f"format of this file: {FORMAT}"),
     "name": _text("name of the run"),
@@ -184,6 +184,11 @@ SHAPE = Record(
     ),
     "stages": Items(item=_STAGE, doc="the pruning phase; may be empty"),
     "probe": Table(value=_measured("R"), doc="cold-start cost of each mode"),
+    "warnings": Items(
+      item=Leaf(kind="str"),
+      doc="what the run told of itself: too few stages for its target, a "
+      "warm-up that did harm, fewer examples of select than were asked for",
+    ),
     "kept": Table(
       keys=("vision", "text", "answer"),
       value=_TOWER,

@@ -156,12 +156,13 @@ def stages(report: schema.Report) -> Grid:
 def notes(report: schema.Report) -> list[str]:
   """Sentences that the summary needs to be read rightly."""
   macs, metrics = report["macs"], report["metrics"]
-  dense = macs["dense"]
+  dense, warnings = macs["dense"], report.get("warnings", [])
   lines = [
     f"MACs are per example, convention “{macs['convention']}”; "
     f"the target was {text.quantity(macs['target'], dense)} "
     f"({text.removed(macs['target'], dense)} removed)."
   ]
+  lines += [f"{warning[0].upper()}{warning[1:]}." for warning in warnings]
   warmup = [row for row in report["stages"] if row["mode"] == "warmup"]
   if warmup:
     lines.append(

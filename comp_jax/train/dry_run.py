@@ -55,6 +55,8 @@ def show(config: ml_collections.ConfigDict) -> None:
     "search state": f"{_bytes(state) / 2**20:.0f} MiB",
     "temporaries of a stage": f"{_temporaries(job) / 2**20:.0f} MiB",
   }
+  for warning in job.warnings:
+    console.print(warning, highlight=False)
   for name, value in lines.items():
     console.print(f"{name}: {value}", highlight=False)
 

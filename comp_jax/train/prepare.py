@@ -50,6 +50,7 @@ class Job:
     select: validation examples [chunks, c, ...].
     stage: the functions of the search.
     plan: its lengths.
+    warnings: what the config asks for and does not get, sentences.
     mesh: devices.
     rules: where the state lives.
   """
@@ -61,6 +62,7 @@ class Job:
   select: Mapping[str, np.ndarray]
   stage: stage_lib.Stage
   plan: search.Plan
+  warnings: list[str]
   mesh: jax.sharding.Mesh
   rules: sharding.Rules
 
@@ -126,6 +128,13 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f"config.prune.validation_chunk is {chunk}, select has only "
       f"{len(data.splits['select'])} examples"
     )
+  warnings = []
+  if len(data.splits["select"]) < config.prune.validation:
+    warnings.append(
+      f"config.prune.validation asks for {config.prune.validation} examples, "
+      f"select has {len(data.splits['select'])}: modes were chosen on "
+      f"{available} of them"
+    )
   wanted = config.prune.validation // chunk * chunk
   examples = data.examples("select", min(wanted, available))
   select = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), examples)
@@ -176,6 +185,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       max_stages=config.prune.max_stages,
       save_every=config.prune.save_every,
     ),
+    warnings=warnings,
     mesh=mesh,
     rules=rules,
   )

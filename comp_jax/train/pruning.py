@@ -193,6 +193,7 @@ def run(
       "metrics": rows,
       "stages": found.history,
       "probe": found.probe,
+      "warnings": job.warnings + found.warnings,
       "kept": small.kept,
       "compilations": {
         "stage_step": found.compilations,

@@ -59,6 +59,7 @@ class Result:
     history: one JSON-ready dict per stage.
     probe: cold-start cost of each mode; empty where none was taken.
     stages: stages that ran, warm-up included.
+    warnings: what a reader of its numbers must know, sentences.
     compilations: of the stage function, in this process.
     seconds: wall time of all stages, over all processes that ran them.
   """
@@ -67,6 +68,7 @@ class Result:
   history: list[dict[str, Any]]
   probe: dict[str, float]
   stages: int
+  warnings: list[str]
   compilations: int
   seconds: float
 
@@ -197,6 +199,7 @@ def search(
     history=history,
     probe=costs,
     stages=len(history),
+    warnings=list(filter(None, (harmful(history), short(history, target)))),
     compilations=run.compilations,
     seconds=spent + time.monotonic() - began,
   )
@@ -217,12 +220,15 @@ def finished(history: Sequence[Mapping], target: float) -> bool:
   return arrived or last["mode"] == "none"
 
 
-def harmful(warmup: Sequence[Mapping]) -> str:
+def harmful(history: Sequence[Mapping]) -> str:
   """What to tell where the warm-up, which prunes nothing, lost metric.
 
   At a rate that undoes the dense model's own training, Eq. 8 measures the
   training, and no recipe is worth its name.
   """
+  warmup = [row for row in history if row["mode"] == "warmup"]
+  if not warmup:
+    return ""
   before, after = warmup[0]["metric_before"], warmup[-1]["metric"]
   if before - after <= HARM * abs(before):
     return ""

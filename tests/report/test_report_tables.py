@@ -59,6 +59,8 @@ def test_notes_tell_the_cost_of_static_counts(report):
   assert "The saved model costs 0.44 G, 2.0% above the target" in " ".join(
     tables.notes(report)
   )
+  report["warnings"] = ["the search ended 5.0% above its target"]
+  assert tables.notes(report)[1] == "The search ended 5.0% above its target."
   report["macs"]["masked"] *= 1.1
   assert "The search did not reach the target: 0.47 G were left" in " ".join(
     tables.notes(report)

@@ -45,6 +45,16 @@ def test_a_chunk_that_select_cannot_fill(config):
     prepare.prepare(config)
 
 
+def test_fewer_examples_than_asked_for_are_told(config):
+  assert not prepare.prepare(config).warnings
+  config.prune.validation = 100_000
+  job = prepare.prepare(config)
+  (told,) = job.warnings
+  chosen = job.select["concept"].size
+  assert "100000 examples, select has" in told
+  assert f"modes were chosen on {chosen} of them" in told
+
+
 @pytest.mark.parametrize(
   ("name", "value", "message"),
   [

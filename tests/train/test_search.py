@@ -140,6 +140,8 @@ def test_the_number_of_devices_changes_no_choice(
   said = capsys.readouterr().out
   assert said.count("learning_rate may be too high") == 1
   assert said.count("of the dense MACs above its target") == 1
+  assert [warning in said for warning in other.warnings] == [True, True]
+  assert "raise config.prune.max_stages" in other.warnings[1]
 
 
 def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):
@@ -201,8 +203,9 @@ def test_a_search_whose_stages_were_too_few_is_told(mode, fraction, told):
 def test_a_warm_up_that_harms_is_told(metrics_, told):
   before, middle, after = metrics_
   warmup = [
-    {"metric_before": before, "metric": middle},
-    {"metric_before": middle, "metric": after},
+    {"mode": "warmup", "metric_before": before, "metric": middle},
+    {"mode": "warmup", "metric_before": middle, "metric": after},
   ]
-  said = search.harmful(warmup)
+  pruned = {"mode": "all", "metric_before": after, "metric": 1e3 * before}
+  said = search.harmful([*warmup, pruned])
   assert told in said and bool(said) == bool(told)

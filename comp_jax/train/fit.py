@@ -164,7 +164,7 @@ def fit(
       for step, loss in enumerate(losses):
         scalars.write(start + step, {f"{what}/loss": loss})
       last = index + 1 == schedule.chunks
-      stop = watch.requested() and not last
+      stop = watch.requested()
       if stop or last or (index + 1) % schedule.save_every == 0:
         checkpoints.save(index + 1, state)
       progress.update(done, metric=float(losses.mean()))

@@ -52,8 +52,14 @@ def run(
     notes = Notes(workdir / "progress.json")
     rows = {}
 
+    def go_on():
+      """Raises Interrupted where a signal came; a rerun does nothing twice."""
+      if watch.requested():
+        raise fit.Interrupted("prune")
+
     def note(row, evaluator, *arguments):
       """Evaluates a row of the main table, unless the config leaves it out."""
+      go_on()
 
       def measured():
         found = evaluator(config, job.data, *arguments)
@@ -64,6 +70,7 @@ def run(
 
       if row in config.evaluate.rows:
         rows[row] = notes.once(row, measured)
+      go_on()
 
     evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
     objective = job.stage.objective

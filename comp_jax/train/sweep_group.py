@@ -16,6 +16,7 @@ from comp_jax.train import (
   costs,
   examples,
   finite,
+  fit,
   preemption,
   prepare,
   ranges,
@@ -123,6 +124,8 @@ def run(
     swept = _spread(swept, reached, _beyond(job.stage.recipe.name, floor))
     evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
     for point, member in list(zip(points, swept, strict=True))[len(done) :]:
+      if watch.requested():
+        raise fit.Interrupted("sweep")
       metrics = {}
       if not member.failed:
         policies = job.stage.objective.policies(member.thetas)

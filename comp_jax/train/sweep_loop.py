@@ -222,7 +222,7 @@ def _finetune(
       failed[i] = failed[i] or finite.problem(losses[i], sound[i], start)
     note("finetune", [{"loss": float(each.mean())} for each in losses])
     last = index + 1 == schedule.chunks
-    stop = watch.requested() and not last
+    stop = watch.requested()
     if stop or last or (index + 1) % schedule.save_every == 0:
       saved.save(index + 1, tuned, {"failed": failed})
     if stop:

@@ -152,16 +152,14 @@ def inverse(
   sizes = {name: int(np.size(array)) for name, array in arrays.items()}
   ends = np.cumsum([0, *sizes.values()]).tolist()
   starts = dict(zip(sizes, ends[:-1], strict=True))
-  labels = {
-    name: np.arange(start, start + sizes[name], dtype=np.float64).reshape(
-      np.shape(arrays[name])
-    )
-    for name, start in starts.items()
-  }
-  places = tensors.flatten(read(labels))
-  scales = tensors.flatten(
-    read({name: np.ones_like(each) for name, each in labels.items()})
-  )
+  shapes = {name: np.shape(array) for name, array in arrays.items()}
+
+  def shown(values_of):
+    values = {n: values_of(n).reshape(shape) for n, shape in shapes.items()}
+    return tensors.flatten(read(values))
+
+  places = shown(lambda n: starts[n] + np.arange(sizes[n], dtype=np.float64))
+  scales = shown(lambda n: np.broadcast_to(np.float64(1), sizes[n]))
   flat, written = np.zeros(ends[-1], np.float32), np.zeros(ends[-1], bool)
   for path, values in tensors.flatten(params).items():
     if places[path].dtype != np.float64:

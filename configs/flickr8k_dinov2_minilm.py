@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.checkpoint = "runs/flickr_dense/model"
   c.data.name = "flickr8k"
   c.data.text_length = 24
-  c.data.report_splits = ("dev",)
+  c.data.report_splits = ("select", "dev")
   c.model.preset = "dinov2_s14_minilm"
   c.model.pretrained = True
   c.model.image_size = 112

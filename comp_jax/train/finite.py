@@ -25,7 +25,7 @@ def everywhere(tree: Any) -> Bool[Array, ""]:
 
 
 def problem(
-  losses: Float[np.ndarray, " t"], sound: Any, first_step: int
+  losses: Float[np.ndarray, " t"], sound: Any, first_step: int, what: str
 ) -> str:
   """What went wrong in some steps of training; nothing where all is well.
 
@@ -36,13 +36,15 @@ def problem(
     losses: of each step.
     sound: whether everything after the last step is finite.
     first_step: number of the first of them.
+    what: name of the phase.
   """
   bad = np.flatnonzero(~np.isfinite(losses))
   if bad.size:
-    return f"the loss is not finite at step {first_step + int(bad[0])}"
+    step = first_step + int(bad[0])
+    return f"{what}: the loss is not finite at step {step}"
   if not sound:
-    last = first_step + len(losses) - 1
-    return f"weights, scores or costs are not finite after step {last}"
+    step = first_step + len(losses) - 1
+    return f"{what}: weights, scores or costs are not finite after step {step}"
   return ""
 
 
@@ -50,8 +52,8 @@ def check(
   losses: Float[np.ndarray, " t"], sound: Any, first_step: int, what: str
 ) -> None:
   """Raises NotFinite where there is a `problem`, before anything is saved."""
-  if found := problem(losses, sound, first_step):
+  if found := problem(losses, sound, first_step, what):
     raise NotFinite(
-      f"{what}: {found}; the last good checkpoint is kept: lower the learning "
+      f"{found}; the last good checkpoint is kept: lower the learning "
       "rate and start again in another workdir"
     )

@@ -132,7 +132,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   if len(data.splits["select"]) < config.prune.validation:
     warnings.append(
       f"config.prune.validation asks for {config.prune.validation} examples, "
-      f"select has {len(data.splits['select'])}: modes were chosen on "
+      f"select has {len(data.splits['select'])}: modes are chosen on "
       f"{available} of them"
     )
   wanted = config.prune.validation // chunk * chunk

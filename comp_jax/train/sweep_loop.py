@@ -136,7 +136,7 @@ def _search(
   else:
     first, states, meta = restored
     history, probe = meta["history"], meta["probe"]
-    failed = meta["failed"]
+    failed = meta.get("failed", failed)
   step = compiled.Compiled(
     sweep.stages, out_shardings=(split, split), donate_argnums=1
   )
@@ -165,7 +165,7 @@ def _search(
     for i in np.flatnonzero(live):
       record = jax.tree.map(lambda x, i=i: x[i], records)
       start = index * len(record.losses)
-      failed[i] = finite.problem(record.losses, record.sound, start)
+      failed[i] = finite.problem(record.losses, record.sound, start, "pruning")
       history[i].append(
         search.stage_row(index, record, stages[i], warming, seconds / sum(live))
       )
@@ -207,7 +207,7 @@ def _finetune(
   restored = saved.restore_latest(fit.abstract(tuned))
   if restored is not None:
     first, tuned, meta = restored
-    failed = meta["failed"]
+    failed = meta.get("failed", failed)
   step = compiled.Compiled(
     sweep.chunk, out_shardings=(split, split), donate_argnums=1
   )
@@ -219,7 +219,8 @@ def _finetune(
     losses, sound = jax.device_get(found)
     start = index * schedule.chunk
     for i in range(len(failed)):
-      failed[i] = failed[i] or finite.problem(losses[i], sound[i], start)
+      problem = finite.problem(losses[i], sound[i], start, "finetune")
+      failed[i] = failed[i] or problem
     note("finetune", [{"loss": float(each.mean())} for each in losses])
     last = index + 1 == schedule.chunks
     stop = watch.requested()

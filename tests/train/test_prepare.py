@@ -52,7 +52,7 @@ def test_fewer_examples_than_asked_for_are_told(config):
   (told,) = job.warnings
   chosen = job.select["concept"].size
   assert "100000 examples, select has" in told
-  assert f"modes were chosen on {chosen} of them" in told
+  assert f"modes are chosen on {chosen} of them" in told
 
 
 @pytest.mark.parametrize(

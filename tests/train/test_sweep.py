@@ -192,10 +192,11 @@ def test_a_member_that_diverges_is_named_and_the_others_go_on(swept, tmp_path):
   spoilt[0] = dataclasses.replace(MEMBERS[0], learning_rate=np.inf)
   spoilt[2] = dataclasses.replace(MEMBERS[2], finetune_rate=np.inf)
   found, _ = run(tmp_path, members=spoilt)
-  assert "loss is not finite at step 1" in found[0].failed
+  assert found[0].failed == "pruning: the loss is not finite at step 1"
   assert [row["mode"] for row in found[0].history] == ["warmup"]
   # After an update that no loss of its chunk has seen.
-  assert "not finite after step 0" in found[2].failed
+  assert found[2].failed.startswith("finetune: weights")
+  assert found[2].failed.endswith("not finite after step 0")
   for index in (1, 3):
     assert not found[index].failed
     jax.tree.map(

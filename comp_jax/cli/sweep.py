@@ -306,6 +306,7 @@ def _table(
 
   every = [{**g.fixed, **point} for g in groups for point in g.points]
   varied = [key for key in every[0] if len({p[key] for p in every}) > 1]
+  varied = varied or list(every[0])
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption_justify="left")
   reasons = []
   for column in ("point", "phase", "mode", "MACs left", "metric"):
@@ -353,8 +354,8 @@ def _stored(workdir: pathlib.Path) -> list[Group]:
   from comp_jax.train import workdir as workdir_lib
 
   try:
-    claimed = json.loads((workdir / workdir_lib.CONFIG).read_text())
-  except (OSError, ValueError):
+    claimed = dict(json.loads((workdir / workdir_lib.CONFIG).read_text()))
+  except (OSError, ValueError, TypeError):
     # Claiming the folder says what is wrong with it.
     return []
   return [

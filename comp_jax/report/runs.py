@@ -37,8 +37,6 @@ _FREE = (
 _AGAIN = "the same command goes on with it"
 # Path, report and, of one that is left out, the reason.
 _Read = Iterator[tuple[pathlib.Path, schema.Report, str]]
-
-
 # Name of the experiment, preset and pixels.
 Model = tuple[str, str | None, int | None]
 

@@ -45,7 +45,8 @@ def opened(
     measured: False where their answers may be unknown.
 
   Raises:
-    UserError: a model of another task or image size, or no such data.
+    UserError: a model of another task, image size or length of texts, or no
+      such data.
   """
   spec, size = loaded.spec, config.model.image_size
   if spec.vision.image_size != size:
@@ -53,6 +54,7 @@ def opened(
       f"config.model.image_size is {size}, the model looks at images of "
       f"{spec.vision.image_size} pixels"
     )
+  setup.check_positions(config, spec, "the model")
   batch = config.evaluate.batch_size
   mesh, _ = setup.mesh_and_rules(config, {"evaluate.batch_size": (batch, 1)})
   task = setup.task_of(config, spec, {})

@@ -131,8 +131,8 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   warnings = []
   if len(data.splits["select"]) < config.prune.validation:
     warnings.append(
-      f"config.prune.validation asks for {config.prune.validation} examples, "
-      f"select has {len(data.splits['select'])}: modes are chosen on "
+      f"select has {len(data.splits['select'])} examples, config.prune."
+      f"validation asks for {config.prune.validation}: modes are chosen on "
       f"{available} of them"
     )
   wanted = config.prune.validation // chunk * chunk
@@ -189,6 +189,13 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     mesh=mesh,
     rules=rules,
   )
+  units = set(stage.modes) & set(prunable.param_modes)
+  scored = recipe.estimator.kind != "none"
+  if units and scored and not config.prune.warmup_stages:
+    raise errors.UserError(
+      "config.prune.warmup_stages must be 1 or more, not 0: the first stage "
+      f"selects units by {recipe.score} scores, which the warm-up gathers"
+    )
   floor = costs.floor(job.stage, valid)
   if floor > target:
     raise errors.UserError(
@@ -226,12 +233,5 @@ def _recipe(config):
       "config.recipe.cit gates heads, and with "
       "config.model.granularity=channel the gates of a layer are all equal: "
       "set config.recipe.cit=False or granularity=head"
-    )
-  units = recipe.prunes in ("params", "all")
-  scored = recipe.estimator.kind != "none"
-  if units and scored and not config.prune.warmup_stages:
-    raise errors.UserError(
-      "config.prune.warmup_stages must be 1 or more, not 0: the first stage "
-      f"selects units by {recipe.score} scores, which the warm-up gathers"
     )
   return recipe

@@ -71,7 +71,7 @@ def new_spec(
     spec = presets.spec(config.model.preset, **options)
   except (TypeError, ValueError) as error:
     raise errors.UserError(f"config.model: {error}") from error
-  _check_positions(config, spec, config.model.preset)
+  check_positions(config, spec, config.model.preset)
   return spec
 
 
@@ -116,12 +116,12 @@ def load_dense(
       f"config.model.image_size is {size}, the model of {path} "
       f"was made for {loaded.spec.vision.image_size} pixels"
     )
-  _check_positions(config, loaded.spec, path)
+  check_positions(config, loaded.spec, path)
   spec = specs.with_encoders(loaded.spec, **model_options(config))
   return dataclasses.replace(loaded, spec=spec)
 
 
-def _check_positions(
+def check_positions(
   config: ml_collections.ConfigDict, spec: specs.ModelSpec, where: str
 ) -> None:
   """Raises a UserError where texts or answers are longer than the model's."""

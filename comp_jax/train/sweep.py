@@ -169,26 +169,30 @@ class Sweep:
         own = jax.tree.map(lambda x: x[values["data"]], batches)
         return stage(state, own, select, prune)
 
-      _, record = jax.eval_shape(run, state)
-      nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), record)
-      return jax.lax.cond(live, run, lambda state: (state, nothing), state)
+      return _where(live, run, state)
 
     return self.over(one)(values, states, live)
 
   def chunk(
-    self, values: Mapping, tuned: tuple, frozen: tuple, batches: Mapping
+    self,
+    values: Mapping,
+    tuned: tuple,
+    frozen: tuple,
+    live: jax.Array,
+    batches: Mapping,
   ) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
-    """Steps of every member's masked fine-tuning; losses, what `finite` says.
+    """Steps of live members' masked fine-tuning; losses, what `finite` says.
 
     Args:
       values: see `values`.
       tuned: weights, optimiser states and memories [s, ...].
       frozen: hard masks and thresholds [s, ...].
+      live: [s].
       batches: [orders, chunk, b, ...].
     """
     objective = self.stage.objective
 
-    def one(values, tuned, frozen):
+    def one(values, tuned, frozen, live):
       optimizer = dataclasses.replace(
         self.finetune, learning_rate=values["finetune_rate"]
       ).optimizer()
@@ -199,7 +203,18 @@ class Sweep:
         return objective.advance(optimizer, carry, batch, masks, policies)
 
       own = jax.tree.map(lambda x: x[values["data"]], batches)
-      tuned, losses = jax.lax.scan(body, tuned, own)
-      return tuned, (losses, finite.everywhere(tuned))
 
-    return self.over(one)(values, tuned, frozen)
+      def run(tuned):
+        tuned, losses = jax.lax.scan(body, tuned, own)
+        return tuned, (losses, finite.everywhere(tuned))
+
+      return _where(live, run, tuned)
+
+    return self.over(one)(values, tuned, frozen, live)
+
+
+def _where(live: jax.Array, run: Callable, state: Any) -> tuple[Any, Any]:
+  """What `run` makes of a live member's state; another's stays, and zeros."""
+  _, found = jax.eval_shape(run, state)
+  nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+  return jax.lax.cond(live, run, lambda state: (state, nothing), state)

@@ -66,6 +66,7 @@ def run(
     UserError: a mistake in the config, the data or the workdir.
     fit.Interrupted: a signal; run again to go on.
   """
+  ranges.check(config)
   members = [_member(config, point) for point in points]
   config = ml_collections.ConfigDict(config)
   # A ratio of 0 is above any floor; that of each point is checked alone.

@@ -211,11 +211,12 @@ def _finetune(
   step = compiled.Compiled(
     sweep.chunk, out_shardings=(split, split), donate_argnums=1
   )
-  if first >= schedule.chunks:
+  if first >= schedule.chunks or all(failed):
     return jax.device_get(tuned[0]), failed, 0
   sources = [batches(seed)(first) for seed in sweep.seeds]
   for index in range(first, schedule.chunks):
-    tuned, found = step(values, tuned, frozen, _stacked(sources))
+    live = np.array([not problem for problem in failed])
+    tuned, found = step(values, tuned, frozen, live, _stacked(sources))
     losses, sound = jax.device_get(found)
     start = index * schedule.chunk
     for i in range(len(failed)):

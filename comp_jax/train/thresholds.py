@@ -45,6 +45,10 @@ class Settings:
   bisections: int = 12
   cost: str = "eq8"
 
+  def __post_init__(self):
+    if self.cost not in ("eq8", "immediate"):
+      raise ValueError(f"cost must be eq8 or immediate, not {self.cost!r}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Thresholds:

@@ -47,8 +47,8 @@ def open_workdir(
     write(path, config, program)
     return
   try:
-    stored = json.loads(file.read_text(encoding="utf-8"))
-  except (ValueError, OSError) as error:
+    stored = dict(json.loads(file.read_text(encoding="utf-8")))
+  except (ValueError, TypeError, OSError) as error:
     raise errors.UserError(
       f"{file}: not readable as JSON ({error}); use another --workdir, or "
       "remove this one"

@@ -108,7 +108,8 @@ def test_points_are_added_as_groups_of_their_own(config):
     ("group_3", "uniform", [{"seed": 2}]),
     ("group_4", "comp", [{"seed": 2}]),
   ]
-  assert sweep.grown(more, make("recipes=comp,uniform,random", "seeds=0:3"))
+  again = make("recipes=comp,uniform,random", "seeds=0:3")
+  assert sweep.grown(more, again) == more
   with pytest.raises(errors.UserError, match="recipe.name=uniform seed=0"):
     sweep.grown(there, make("recipes=comp", "seeds=0:3"))
 

@@ -1,6 +1,7 @@
 """`python -m comp_jax`: convert, forward and inspect."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -163,6 +164,12 @@ def test_evaluate_measures_what_the_report_of_a_run_has(tmp_path, capsys):
   assert "T2I" in capsys.readouterr().out
   assert verbs.main(["evaluate", *options, "--split", "tset"]) == 2
   assert "emoji has no split 'tset'" in capsys.readouterr().err
+  # The config of a model with longer texts.
+  longer = tmp_path / "longer.py"
+  text = pathlib.Path("configs/emoji_tiny.py").read_text()
+  longer.write_text(text.replace("text_length = 24", "text_length = 25"))
+  assert verbs.main(["evaluate", "--config", str(longer), *options[2:]]) == 2
+  assert "config.data.text_length is 25" in capsys.readouterr().err
 
 
 def test_answers_need_a_folder_to_go_to(tmp_path, capsys):

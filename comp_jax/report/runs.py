@@ -275,7 +275,7 @@ def _replaced(config: Mapping, keys: Sequence[str], value: Any) -> dict:
 def tuned_macs(report: schema.Report) -> float | None:
   """MACs of the row `finetuned`: at static counts, of a swept point masked."""
   macs = report["macs"]
-  return macs.get("compacted", macs["final"])
+  return macs["compacted"] if "compacted" in macs else macs["final"]
 
 
 def _missed(report: schema.Report) -> str:

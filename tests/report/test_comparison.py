@@ -55,7 +55,8 @@ def folder(tmp_path, make):
   _save(tmp_path / "tuned", _with(make(0), 0.36), recipe=tuned)
   half = make(0, ratio=0.5)
   half["macs"].update(
-    target=0.5 * half["macs"]["dense"], final=0.499 * half["macs"]["dense"]
+    target=0.5 * half["macs"]["dense"],
+    compacted=0.499 * half["macs"]["dense"],
   )
   _save(tmp_path / "half", half)
   # Left out.
@@ -92,7 +93,7 @@ def test_one_model_has_one_table_whatever_its_texts_cost(tmp_path, make):
   for seed in range(2):
     _save(tmp_path / str(seed), make(seed))
   other = make(2)
-  for name in ("dense", "target", "final"):
+  for name in ("dense", "target", "compacted"):
     other["macs"][name] *= 1.003
   _save(tmp_path / "texts", other, prune={"validation": 32, "stage_steps": 5})
   sized = _save(tmp_path / "sized", make(3), model={"image_size": 32})
@@ -107,11 +108,11 @@ def test_one_model_has_one_table_whatever_its_texts_cost(tmp_path, make):
 
 def test_a_run_far_below_its_target_is_named(tmp_path, make):
   low = make(0)
-  low["macs"]["final"] = 0.96 * low["macs"]["target"]
+  low["macs"]["compacted"] = 0.96 * low["macs"]["target"]
   _save(tmp_path / "low", low)
   # Half a per cent is what compaction may land below.
   just = make(1)
-  just["macs"]["final"] = 0.9951 * just["macs"]["target"]
+  just["macs"]["compacted"] = 0.9951 * just["macs"]["target"]
   _save(tmp_path / "just", just)
   models, (left_out,) = runs.gather([tmp_path])
   assert [len(members) for members in models.values()] == [1]

@@ -51,8 +51,8 @@ def test_fewer_examples_than_asked_for_are_told(config):
   job = prepare.prepare(config)
   (told,) = job.warnings
   chosen = job.select["concept"].size
-  assert "100000 examples, select has" in told
-  assert f"modes are chosen on {chosen} of them" in told
+  assert "config.prune.validation asks for 100000: modes" in told
+  assert f"chosen on {chosen} of them" in told
 
 
 @pytest.mark.parametrize(

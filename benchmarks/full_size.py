@@ -29,9 +29,9 @@ STEPS = flags.DEFINE_integer("steps", 2, "Training steps of the stage.")
 BATCH = flags.DEFINE_integer("batch", 2, "Examples per step.")
 
 
-def write_dense(path: pathlib.Path) -> None:
+def write_dense(path: pathlib.Path, max_length: int) -> None:
   """A BLIP-base for NLVR2 with random weights."""
-  spec = presets.spec("blip_nlvr", max_length=40)
+  spec = presets.spec("blip_nlvr", max_length=max_length)
   params = jax.tree.map(np.asarray, families.initial_params(spec, seed=0))
   store.save(
     path,
@@ -48,9 +48,9 @@ def main(_):
   if not (workdir / "data").exists():
     emoji = _ROOT / "assets" / "emoji"
     nlvr_emoji.write(emoji, workdir / "data", train=64, dev=4)
-  if not (workdir / "dense").exists():
-    write_dense(workdir / "dense")
   config = shell.load_config(str(_ROOT / "configs" / "nlvr2_blip.py"))
+  if not (workdir / "dense").exists():
+    write_dense(workdir / "dense", config.data.text_length)
   config.checkpoint = str(workdir / "dense")
   config.ratio = RATIO.value
   config.data.dir = str(workdir / "data")

@@ -134,7 +134,7 @@ def test_every_member_of_a_sweep_remembers_for_itself():
   moments = jax.eval_shape(jax.vmap(SCHEDULE.optimizer().init), states.params)
   tuned = states.params, moments, states.memory
   frozen = states.masks, states.thetas
-  again, found = jax.eval_shape(group.chunk, values, tuned, frozen, batch)
+  again, found = jax.eval_shape(group.chunk, values, tuned, frozen, live, batch)
   losses, sound = found
   assert all(jax.tree.leaves(same(again, tuned)))
   assert losses.shape == (members, kit.STEPS) and sound.shape == (members,)

@@ -5,6 +5,8 @@ import collections.abc
 import numpy as np
 import pytest
 
+from tests.report import kit
+
 _MODES = (
   "vision_tokens",
   "vision_params",
@@ -212,3 +214,38 @@ def dense_only() -> dict:
 @pytest.fixture
 def samples() -> dict:
   return make_samples()
+
+
+@pytest.fixture
+def folder(tmp_path, make):
+  """Three recipes at 0.7, one at 0.5, and four runs that take no part."""
+  # Both move with the seed: pairing takes that out.
+  for seed in range(4):
+    base = 0.30 + 0.02 * seed
+    kit.save(tmp_path / f"comp{seed}", kit.with_recall(make(seed), base))
+    if seed < 3:
+      other = kit.with_recall(make(seed, "uniform"), base - 0.05 - 0.001 * seed)
+      kit.save(tmp_path / f"uniform{seed}", other)
+  tuned = {"name": "comp", "score": "wanda", "strategy": {"explore": 0.1}}
+  kit.save(tmp_path / "tuned", kit.with_recall(make(0), 0.36), recipe=tuned)
+  half = make(0, ratio=0.5)
+  half["macs"].update(
+    target=0.5 * half["macs"]["dense"],
+    compacted=0.499 * half["macs"]["dense"],
+  )
+  kit.save(tmp_path / "half", half)
+  # Left out.
+  (tmp_path / "running").mkdir()
+  (tmp_path / "running" / "config.json").write_text("{}")
+  broken = make(5)
+  del broken["macs"]["final"]
+  kit.save(tmp_path / "broken", broken)
+  kit.save(
+    tmp_path / "short",
+    make(6),
+    prune={"stage_steps": 2, "save_every": 9},
+  )
+  high = make(7, "madtp")
+  high["macs"]["compacted"] = 1.02 * high["macs"]["target"]
+  kit.save(tmp_path / "high", high)
+  return tmp_path

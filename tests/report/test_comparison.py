@@ -1,7 +1,6 @@
 """Comparison of runs: what is averaged, what is left out, what is written."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -9,204 +8,8 @@ import pytest
 from comp_jax import errors
 from comp_jax.cli import shell, verbs
 from comp_jax.report import bootstrap, compared, comparison, paper, runs
-from comp_jax.tasks import outcomes
-from comp_jax.train import examples, workdir
-
-
-def _save(folder, report, **config):
-  """A finished run's folder."""
-  folder.mkdir(parents=True)
-  base = {
-    "name": report["name"],
-    "ratio": report["ratio"],
-    "seed": report["seed"],
-    "data": {"name": "emoji"},
-    "recipe": {"name": report["recipe"], "strategy": {}},
-    "prune": {"stage_steps": 5, "save_every": 1},
-  }
-  report["config"] = {**base, **config}
-  (folder / "config.json").write_text(json.dumps(report["config"]))
-  (folder / "report.json").write_text(json.dumps(report))
-  return folder
-
-
-def _keep(folder, name, values):
-  """The outcomes of a run, beside its report."""
-  found = outcomes.Outcomes(metrics={}, examples={name: np.asarray(values)})
-  examples.write(folder, {"test": found})
-
-
-def _with(report, value):
-  report["metrics"]["finetuned"]["test"]["t2i_r10"] = value
-  return report
-
-
-@pytest.fixture
-def folder(tmp_path, make):
-  """Three recipes at 0.7, one at 0.5, and four runs that take no part."""
-  # Both move with the seed: pairing takes that out.
-  for seed in range(4):
-    base = 0.30 + 0.02 * seed
-    _save(tmp_path / f"comp{seed}", _with(make(seed), base))
-    if seed < 3:
-      other = _with(make(seed, "uniform"), base - 0.05 - 0.001 * seed)
-      _save(tmp_path / f"uniform{seed}", other)
-  tuned = {"name": "comp", "score": "wanda", "strategy": {"explore": 0.1}}
-  _save(tmp_path / "tuned", _with(make(0), 0.36), recipe=tuned)
-  half = make(0, ratio=0.5)
-  half["macs"].update(
-    target=0.5 * half["macs"]["dense"],
-    compacted=0.499 * half["macs"]["dense"],
-  )
-  _save(tmp_path / "half", half)
-  # Left out.
-  (tmp_path / "running").mkdir()
-  (tmp_path / "running" / "config.json").write_text("{}")
-  broken = make(5)
-  del broken["macs"]["final"]
-  _save(tmp_path / "broken", broken)
-  _save(
-    tmp_path / "short",
-    make(6),
-    prune={"stage_steps": 2, "save_every": 9},
-  )
-  high = make(7, "madtp")
-  high["macs"]["compacted"] = 1.02 * high["macs"]["target"]
-  _save(tmp_path / "high", high)
-  return tmp_path
-
-
-def test_runs_are_gathered_and_the_rest_is_explained(folder):
-  models, left_out = runs.gather([folder, folder / "comp0"])
-  (members,) = models.values()
-  assert len(members) == 9
-  reasons = {run.path.name: run.reason for run in left_out}
-  assert reasons.keys() == {"running", "broken", "short", "high"}
-  assert "unfinished" in reasons["running"]
-  assert "macs.final is missing" in reasons["broken"]
-  assert "prune.stage_steps is 2, not 5" in reasons["short"]
-  assert "save_every" not in reasons["short"]
-  assert "madtp did not reach the ratio 0.7" in reasons["high"]
-
-
-def test_one_model_has_one_table_whatever_its_texts_cost(tmp_path, make):
-  for seed in range(2):
-    _save(tmp_path / str(seed), make(seed))
-  other = make(2)
-  for name in ("dense", "target", "compacted"):
-    other["macs"][name] *= 1.003
-  _save(tmp_path / "texts", other, prune={"validation": 32, "stage_steps": 5})
-  sized = _save(tmp_path / "sized", make(3), model={"image_size": 32})
-  models, left_out = runs.gather([tmp_path])
-  assert sorted(len(members) for members in models.values()) == [1, 2]
-  (texts,) = left_out
-  assert "prune.validation is 32, not (absent)" in texts.reason
-  (members,) = runs.gather([sized])[0].values()
-  result, _ = comparison.compare(members)
-  assert result.title.startswith("emoji_tiny, 1.44 G MACs: T2I R@10")
-
-
-def test_a_run_far_below_its_target_is_named(tmp_path, make):
-  low = make(0)
-  low["macs"]["compacted"] = 0.96 * low["macs"]["target"]
-  _save(tmp_path / "low", low)
-  # Half a per cent is what compaction may land below.
-  just = make(1)
-  just["macs"]["compacted"] = 0.9951 * just["macs"]["target"]
-  _save(tmp_path / "just", just)
-  models, (left_out,) = runs.gather([tmp_path])
-  assert [len(members) for members in models.values()] == [1]
-  assert left_out.reason == (
-    "comp went beyond the ratio 0.7: 71.2 % of the MACs are gone"
-  )
-
-
-def test_one_run_of_each_kind_counts(folder, make):
-  _save(folder / "again", make(0))
-  _, left_out = runs.gather([folder])
-  (again,) = [run for run in left_out if "same recipe" in run.reason]
-  assert str(folder / "again") in again.reason
-
-
-def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
-  """As `train.sweep_group` writes them: a group, its points, a line each."""
-  sweep = tmp_path / "sweep"
-  group = sweep / "group_0"
-  group.mkdir(parents=True)
-  points = [
-    {"ratio": ratio, "seed": seed, "recipe.strategy.explore": 0.0}
-    for ratio in (0.5, 0.7)
-    for seed in (0, 1)
-  ]
-  groups = [
-    {"fixed": {"recipe.name": name}, "points": points[:most]}
-    for name, most in (("comp", 4), ("tome", 1), ("evit", 1))
-  ]
-  (sweep / "config.json").write_text(
-    json.dumps({"config": "configs/x.py", "groups": groups})
-  )
-  index = [
-    {"group": "group_1", "status": "failed", "reason": "no such recipe"},
-    {"group": "group_2", "status": "waiting", "reason": ""},
-  ]
-  (sweep / runs.INDEX).write_text(json.dumps({"points": index}))
-  config = {"ratio": 0.5, "seed": 0, "recipe": {"name": "comp"}}
-  config |= {"data": {"name": "emoji"}}
-  (group / "config.json").write_text(
-    json.dumps({"config": config, "points": points})
-  )
-  lines = []
-  for point in points[:3]:
-    line = {
-      "name": "x",
-      "recipe": "comp",
-      "ratio": point["ratio"],
-      "seed": point["seed"],
-      "status": "done" if len(lines) != 1 else "failed",
-      "reason": ("", "a loss is not finite", "it ended above")[len(lines)],
-      "how": "masked",
-      "macs": {"dense": 10.0, "target": 5.0, "final": 4.99},
-      "metrics": {"finetuned_masked": {"test": {"accuracy": 0.6}}},
-    }
-    lines.append(json.dumps(line))
-  (group / runs.RESULTS).write_text("\n".join(lines) + "\n")
-  _keep(workdir.point(group, 0), "accuracy", [True, True, False, False, True])
-  # A group that is named beside its sweep counts once.
-  models, left_out = runs.gather([sweep, group])
-  (members,) = models.values()
-  assert [run.key for run in members] == [
-    # What all runs changed is not named.
-    ("comp", 0.5, 0),
-    ("comp", 0.7, 0),
-  ]
-  # What all points share does not name them.
-  assert [run.reason for run in left_out] == [
-    "failed: a loss is not finite (recipe.name=comp ratio=0.5 seed=1)",
-    "unfinished: not in results.jsonl; the same command goes on with it "
-    "(recipe.name=comp ratio=0.7 seed=1)",
-    "failed: no such recipe (recipe.name=tome ratio=0.5 seed=0)",
-    "not run; the same command goes on with it "
-    "(recipe.name=evit ratio=0.5 seed=0)",
-  ]
-  result, _ = comparison.compare(members)
-  assert result.dense is None and result.cells[0].mean == 0.6
-  assert compared.notes(result)[-2:] == [
-    "Points of a sweep: masked.",
-    "comp at 0.7, seed 0: it ended above.",
-  ]
-  spans = {cell.ratio: cell.interval for cell in result.cells}
-  assert spans[0.5].over == bootstrap.EXAMPLES and spans[0.7] is None
-  missed = [lines[0], lines[1], lines[2].replace("4.99", "4.0")]
-  (group / runs.RESULTS).write_text("\n".join(missed))
-  assert runs.gather([sweep])[1][-1].reason == (
-    "comp went beyond the ratio 0.7: 60.0 % of the MACs are gone; it ended "
-    "above"
-  )
-  # A copy that was cut short.
-  (group / runs.RESULTS).write_text("\n".join(lines)[:-20])
-  models, left_out = runs.gather([sweep])
-  assert [len(members) for members in models.values()] == [1]
-  assert "failed: line 3 of results.jsonl" in left_out[1].reason
+from comp_jax.train import examples
+from tests.report import kit
 
 
 def test_means_intervals_and_paired_differences(folder):
@@ -244,7 +47,7 @@ def test_means_intervals_and_paired_differences(folder):
 
 def test_without_comp_differences_are_from_its_only_form(tmp_path, make):
   for recipe, value in (("comp_wanda", 0.4), ("uniform", 0.3)):
-    _save(tmp_path / recipe, _with(make(0, recipe), value))
+    kit.save(tmp_path / recipe, kit.with_recall(make(0, recipe), value))
   cells, result = _cells(tmp_path)
   assert result.reference == "comp_wanda"
   assert cells["uniform"].difference == pytest.approx(-0.1)
@@ -252,9 +55,11 @@ def test_without_comp_differences_are_from_its_only_form(tmp_path, make):
   assert said in compared.notes(result)
   # Who asks for comp, or has two forms to choose from, is told so instead.
   assert _cells(tmp_path, reference="comp")[0]["uniform"].difference is None
-  _save(tmp_path / "lookahead", _with(make(0, "comp_lookahead"), 0.4))
+  kit.save(
+    tmp_path / "lookahead", kit.with_recall(make(0, "comp_lookahead"), 0.4)
+  )
   assert _cells(tmp_path)[1].reference == "comp"
-  _save(tmp_path / "comp", _with(make(0), 0.4))
+  kit.save(tmp_path / "comp", kit.with_recall(make(0), 0.4))
   (tmp_path / "lookahead" / "report.json").unlink()
   assert _cells(tmp_path)[1].reference == "comp"
 
@@ -275,8 +80,10 @@ def kept(tmp_path, make):
     others[tuple(found.T)] = 25
     for recipe, each in (("comp", ranks), ("uniform", others)):
       path = tmp_path / f"{recipe}{seed}"
-      _save(path, _with(make(seed, recipe), float(np.mean(each < 10))))
-      _keep(path, "t2i_rank", each)
+      kit.save(
+        path, kit.with_recall(make(seed, recipe), float(np.mean(each < 10)))
+      )
+      kit.keep(path, "t2i_rank", each)
   return tmp_path
 
 
@@ -311,8 +118,8 @@ def test_texts_of_an_image_are_drawn_together(tmp_path, make):
   spans = []
   for texts in (1, 2):
     path = tmp_path / str(texts)
-    _save(path, _with(make(0), float(np.mean(ranks < 10))))
-    _keep(path, "t2i_rank", np.tile(ranks[:, None], (1, texts)))
+    kit.save(path, kit.with_recall(make(0), float(np.mean(ranks < 10))))
+    kit.keep(path, "t2i_rank", np.tile(ranks[:, None], (1, texts)))
     spans.append(_cells(path)[0]["comp"].interval)
   assert spans[0] == spans[1] and spans[0].over == bootstrap.EXAMPLES
 
@@ -333,7 +140,7 @@ def test_other_examples_are_compared_over_seeds(kept):
   for seed in range(3):
     path = kept / f"uniform{seed}"
     ranks = examples.read(path, "test")["t2i_rank"]
-    _keep(path, "t2i_rank", np.concatenate([ranks, ranks]))
+    kit.keep(path, "t2i_rank", np.concatenate([ranks, ranks]))
   cells, _ = _cells(kept)
   uniform = cells["uniform"]
   assert uniform.interval.over == bootstrap.BOTH
@@ -455,11 +262,11 @@ def test_the_verb_prints_and_writes_three_files(folder, tmp_path, capsys):
 
 
 def test_a_run_of_another_task_hides_no_tables(tmp_path, make, capsys):
-  _save(tmp_path / "emoji", make(0))
+  kit.save(tmp_path / "emoji", make(0))
   other = make(0, name="nlvr")
   for splits in other["metrics"].values():
     splits["test"] = {"accuracy": 0.7}
-  _save(tmp_path / "nlvr", other)
+  kit.save(tmp_path / "nlvr", other)
   command = ["compare", str(tmp_path), "--split", "test", "--metric"]
   assert verbs.main([*command, "t2i_r5"]) == 0
   said = capsys.readouterr().out

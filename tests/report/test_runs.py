@@ -1,0 +1,144 @@
+"""Runs are gathered; what takes no part is named, with its reason."""
+
+import json
+
+from comp_jax.report import bootstrap, compared, comparison, runs
+from comp_jax.train import workdir
+from tests.report import kit
+
+
+def test_runs_are_gathered_and_the_rest_is_explained(folder):
+  models, left_out = runs.gather([folder, folder / "comp0"])
+  (members,) = models.values()
+  assert len(members) == 9
+  reasons = {run.path.name: run.reason for run in left_out}
+  assert reasons.keys() == {"running", "broken", "short", "high"}
+  assert "unfinished" in reasons["running"]
+  assert "macs.final is missing" in reasons["broken"]
+  assert "prune.stage_steps is 2, not 5" in reasons["short"]
+  assert "save_every" not in reasons["short"]
+  assert "madtp did not reach the ratio 0.7" in reasons["high"]
+
+
+def test_one_model_has_one_table_whatever_its_texts_cost(tmp_path, make):
+  for seed in range(2):
+    kit.save(tmp_path / str(seed), make(seed))
+  other = make(2)
+  for name in ("dense", "target", "compacted"):
+    other["macs"][name] *= 1.003
+  kit.save(
+    tmp_path / "texts", other, prune={"validation": 32, "stage_steps": 5}
+  )
+  sized = kit.save(tmp_path / "sized", make(3), model={"image_size": 32})
+  models, left_out = runs.gather([tmp_path])
+  assert sorted(len(members) for members in models.values()) == [1, 2]
+  (texts,) = left_out
+  assert "prune.validation is 32, not (absent)" in texts.reason
+  (members,) = runs.gather([sized])[0].values()
+  result, _ = comparison.compare(members)
+  assert result.title.startswith("emoji_tiny, 1.44 G MACs: T2I R@10")
+
+
+def test_a_run_far_below_its_target_is_named(tmp_path, make):
+  low = make(0)
+  low["macs"]["compacted"] = 0.96 * low["macs"]["target"]
+  kit.save(tmp_path / "low", low)
+  # Half a per cent is what compaction may land below.
+  just = make(1)
+  just["macs"]["compacted"] = 0.9951 * just["macs"]["target"]
+  kit.save(tmp_path / "just", just)
+  models, (left_out,) = runs.gather([tmp_path])
+  assert [len(members) for members in models.values()] == [1]
+  assert left_out.reason == (
+    "comp went beyond the ratio 0.7: 71.2 % of the MACs are gone"
+  )
+
+
+def test_one_run_of_each_kind_counts(folder, make):
+  kit.save(folder / "again", make(0))
+  _, left_out = runs.gather([folder])
+  (again,) = [run for run in left_out if "same recipe" in run.reason]
+  assert str(folder / "again") in again.reason
+
+
+def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
+  """As `train.sweep_group` writes them: a group, its points, a line each."""
+  sweep = tmp_path / "sweep"
+  group = sweep / "group_0"
+  group.mkdir(parents=True)
+  points = [
+    {"ratio": ratio, "seed": seed, "recipe.strategy.explore": 0.0}
+    for ratio in (0.5, 0.7)
+    for seed in (0, 1)
+  ]
+  groups = [
+    {"fixed": {"recipe.name": name}, "points": points[:most]}
+    for name, most in (("comp", 4), ("tome", 1), ("evit", 1))
+  ]
+  (sweep / "config.json").write_text(
+    json.dumps({"config": "configs/x.py", "groups": groups})
+  )
+  index = [
+    {"group": "group_1", "status": "failed", "reason": "no such recipe"},
+    {"group": "group_2", "status": "waiting", "reason": ""},
+  ]
+  (sweep / runs.INDEX).write_text(json.dumps({"points": index}))
+  config = {"ratio": 0.5, "seed": 0, "recipe": {"name": "comp"}}
+  config |= {"data": {"name": "emoji"}}
+  (group / "config.json").write_text(
+    json.dumps({"config": config, "points": points})
+  )
+  lines = []
+  for point in points[:3]:
+    line = {
+      "name": "x",
+      "recipe": "comp",
+      "ratio": point["ratio"],
+      "seed": point["seed"],
+      "status": "done" if len(lines) != 1 else "failed",
+      "reason": ("", "a loss is not finite", "it ended above")[len(lines)],
+      "how": "masked",
+      "macs": {"dense": 10.0, "target": 5.0, "final": 4.99},
+      "metrics": {"finetuned_masked": {"test": {"accuracy": 0.6}}},
+    }
+    lines.append(json.dumps(line))
+  (group / runs.RESULTS).write_text("\n".join(lines) + "\n")
+  kit.keep(
+    workdir.point(group, 0), "accuracy", [True, True, False, False, True]
+  )
+  # A group that is named beside its sweep counts once.
+  models, left_out = runs.gather([sweep, group])
+  (members,) = models.values()
+  assert [run.key for run in members] == [
+    # What all runs changed is not named.
+    ("comp", 0.5, 0),
+    ("comp", 0.7, 0),
+  ]
+  # What all points share does not name them.
+  assert [run.reason for run in left_out] == [
+    "failed: a loss is not finite (recipe.name=comp ratio=0.5 seed=1)",
+    "unfinished: not in results.jsonl; the same command goes on with it "
+    "(recipe.name=comp ratio=0.7 seed=1)",
+    "failed: no such recipe (recipe.name=tome ratio=0.5 seed=0)",
+    "not run; the same command goes on with it "
+    "(recipe.name=evit ratio=0.5 seed=0)",
+  ]
+  result, _ = comparison.compare(members)
+  assert result.dense is None and result.cells[0].mean == 0.6
+  assert compared.notes(result)[-2:] == [
+    "Points of a sweep: masked.",
+    "comp at 0.7, seed 0: it ended above.",
+  ]
+  spans = {cell.ratio: cell.interval for cell in result.cells}
+  assert spans[0.5].over == bootstrap.EXAMPLES and spans[0.7] is None
+  missed = [lines[0], lines[1], lines[2].replace("4.99", "4.0")]
+  (group / runs.RESULTS).write_text("\n".join(missed))
+  assert runs.gather([sweep])[1][-1].reason == (
+    "comp went beyond the ratio 0.7: 60.0 % of the MACs are gone; it ended "
+    "above"
+  )
+  # A copy that was cut short.
+  (group / runs.RESULTS).write_text("\n".join(lines)[:-20])
+  models, left_out = runs.gather([sweep])
+  assert [len(members) for members in models.values()] == [1]
+  assert "failed: line 3 of results.jsonl" in left_out[1].reason

@@ -116,7 +116,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.calibration = 128
   # loss, or recall (mean of t2i_r10 and i2t_r10).
   c.prune.metric = "loss"
-  # Cost that the strategy learns from: eq8 or immediate.
+  # Cost that the strategy learns from: eq8, immediate (before the stage's
+  # training) or paired (against the same training without the stage's cut).
   c.prune.cost = "eq8"
   c.prune.save_every = 1
 

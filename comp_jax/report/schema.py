@@ -85,6 +85,7 @@ def _measured(doc: str) -> Leaf:
 _STAGE = Record(
   doc="one stage of the outer loop; index 0 is the warm-up",
   extra=True,
+  optional=("metric_uncut",),
   fields={
     "index": _whole("0 for the warm-up, then 1, 2, ..."),
     "mode": _text('the mode pruned; "warmup", "all", "none" or "a+b"'),
@@ -96,7 +97,14 @@ _STAGE = Record(
     "metric_immediate": _measured(
       "selection metric right after pruning, before the stage's training"
     ),
-    "cost": _measured("Eq. 8's cost; null when MACs hardly moved"),
+    "metric_uncut": _measured(
+      "selection metric after the same training without the stage's cut; null "
+      "where prune.cost is not paired"
+    ),
+    "cost": _measured(
+      "Eq. 8's cost, from metric_uncut where that is known; null when MACs "
+      "hardly moved"
+    ),
     "immediate_cost": _measured("the same cost before the stage's training"),
     "costs": Table(value=_measured("R"), doc="R of each mode after the update"),
     "thresholds": Table(

@@ -87,7 +87,7 @@ ALLOWED: Mapping[str, Range | Choice] = {
   "prune.validation": _SOME,
   "prune.validation_chunk": _SOME,
   "prune.calibration": _SOME,
-  "prune.cost": Choice(("eq8", "immediate")),
+  "prune.cost": Choice(("eq8", "immediate", "paired")),
   "prune.save_every": _SOME,
   **{f"finetune.{key}": allowed for key, allowed in _TRAINS.items()},
   "finetune.tokens": Choice(("static", "threshold")),

@@ -285,6 +285,9 @@ def stage_row(
     "metric": float(record.metric),
     "metric_before": float(record.metric_before),
     "metric_immediate": float(record.metric_immediate),
+    "metric_uncut": (
+      float(record.metric_uncut) if stage.paired and pruned else None
+    ),
     "cost": float(record.cost) if pruned else None,
     "immediate_cost": float(record.immediate_cost) if pruned else None,
     "costs": named(record.costs, float),

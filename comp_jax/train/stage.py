@@ -41,6 +41,11 @@ class Stage(thresholds.Thresholds):
   metric: Callable[[Mapping, Mapping], Array]
   optimizer: optax.GradientTransformation
 
+  @property
+  def paired(self) -> bool:
+    """Whether costs are taken against the same steps without the cut."""
+    return self.settings.cost == "paired" and self.recipe.schedule == "mps"
+
   def validate(
     self,
     params: Mapping,
@@ -127,6 +132,16 @@ class Stage(thresholds.Thresholds):
     start = (state.params, state.optimizer, state.memory, first)
     after, losses = jax.lax.scan(body, start, (steps, batches))
     return *after, losses
+
+  def uncut(
+    self, state: state_lib.SearchState, batches: Mapping, select: Mapping
+  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Metric and MACs after the steps of a stage that cuts nothing."""
+    nothing = jax.tree.map(jnp.zeros_like, state.masks)
+    params, *_ = self.train(state, nothing, state.thetas, batches)
+    masks = self.faded(state, nothing, 1.0)
+    metric, counts = self.validate(params, masks, state.thetas, select)
+    return metric, self.macs(masks, counts)
 
   def faded(
     self,
@@ -237,11 +252,15 @@ class Stage(thresholds.Thresholds):
     )
     metric, counts = self.validate(params, masks, thetas, select)
     macs = self.macs(masks, counts)
-    cost = mps.stage_cost(state.metric, metric, state.macs, macs)
+    before, macs_before = state.metric, state.macs
+    if self.paired:
+      # What training alone moves, in metric and token counts, cancels out.
+      before, macs_before = self.uncut(start, batches, select)
+    cost = mps.stage_cost(before, metric, macs_before, macs)
     removed = state.macs - immediate_macs
     # Where token counts drifted back, Eq. 8 divides by next to nothing.
-    stayed = state.macs - macs >= STAYED * removed
-    after_training = stayed & (learns_from == "eq8")
+    stayed = macs_before - macs >= STAYED * removed
+    after_training = stayed & (learns_from != "immediate")
     learned = mps.update(
       state.strategy,
       mode,
@@ -278,6 +297,7 @@ class Stage(thresholds.Thresholds):
       goal=goal,
       metric_before=state.metric,
       metric_immediate=immediate,
+      metric_uncut=before if self.paired else jnp.nan * before,
       metric=after.metric,
       macs_before=state.macs,
       macs=after.macs,

@@ -76,6 +76,7 @@ class SearchState:
     "goal",
     "metric_before",
     "metric_immediate",
+    "metric_uncut",
     "metric",
     "macs_before",
     "macs",
@@ -101,7 +102,8 @@ class StageRecord:
     active: whether the stage pruned at all.
     goal: MACs it aimed at.
     metric_before: validation metric before, after marking but before any
-      training (`immediate`), and after the stage.
+      training (`immediate`), after the same steps without the cut (`uncut`,
+      NaN where costs are not paired), and after the stage.
     macs_before: MACs before and after.
     cost: Eq. 8 after training; the immediate one before it.
     costs: R of every mode after the update.
@@ -120,6 +122,7 @@ class StageRecord:
   goal: Float[Array, ""]
   metric_before: Float[Array, ""]
   metric_immediate: Float[Array, ""]
+  metric_uncut: Float[Array, ""]
   metric: Float[Array, ""]
   macs_before: Float[Array, ""]
   macs: Float[Array, ""]

@@ -19,6 +19,8 @@ from comp_jax.train import step as step_lib
 EXHAUSTED = 1e-3
 # A stage takes at most this share of what its mode can still remove.
 STAGE_SHARE = 0.2
+# See `Settings.cost`.
+COSTS = ("eq8", "immediate", "paired")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,9 @@ class Settings:
       the token counts and in what training gains meanwhile, so its cost says
       little: the mode rests while others can do more.
     bisections: halvings of theta's range.
-    cost: `eq8` (after training) or `immediate`.
+    cost: what MPS learns: `eq8` (what a stage and its training cost),
+      `immediate` (before its training) or `paired` (after it, against the
+      same steps without the cut).
   """
 
   dense_macs: float
@@ -46,8 +50,8 @@ class Settings:
   cost: str = "eq8"
 
   def __post_init__(self):
-    if self.cost not in ("eq8", "immediate"):
-      raise ValueError(f"cost must be eq8 or immediate, not {self.cost!r}")
+    if self.cost not in COSTS:
+      raise ValueError(f"cost must be one of {COSTS}, not {self.cost!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -78,6 +78,7 @@ def make_stage(
   stages: int = 4,
   model: specs.TwoTowerSpec | None = None,
   allowed: tuple[str, ...] | None = None,
+  cost: str = "eq8",
   **overrides,
 ) -> stage_lib.Stage:
   model = spec() if model is None else model
@@ -99,6 +100,7 @@ def make_stage(
       stage_macs=ratio / stages,
       calibration=VALIDATION,
       bisections=10,
+      cost=cost,
     ),
     allowed=allowed,
   )

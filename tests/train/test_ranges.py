@@ -45,7 +45,7 @@ def test_every_range_is_of_a_key_that_there_is(config):
     ("model.dtype", "float23", "one of float32, bfloat16, float16"),
     ("recipe.strategy.explore", 2.0, "in [0, 1]"),
     ("recipe.strategy.temperature", 0.0, "above 0"),
-    ("prune.cost", "eq9", "eq8 or immediate"),
+    ("prune.cost", "eq9", "one of eq8, immediate, paired"),
     ("prune.num_stages", 0, "1 or more"),
     ("prune.stage_steps", 0, "1 or more"),
     ("prune.microbatches", 0, "1 or more"),

@@ -199,6 +199,47 @@ def test_macs_that_came_back_are_not_divided_by(monkeypatch):
   assert after.strategy.cost[int(record.mode)] == record.immediate_cost
 
 
+def test_a_paired_cost_is_against_the_same_steps_without_the_cut():
+  stage = kit.make_stage(allowed=("vision_params",), ratio=0.3, cost="paired")
+  run, (source, select) = (
+    compiled.Compiled(stage),
+    (kit.batches(0), kit.select()),
+  )
+  state, warm_up = run(kit.initial(stage), next(source), select, OFF)
+  # A warm-up is the steps without the cut.
+  np.testing.assert_allclose(warm_up.metric_uncut, warm_up.metric, rtol=1e-6)
+  # Tokens that are dropped already come and go while the weights train.
+  tokens = jnp.asarray([m == "vision_tokens" for m in stage.prunable.modes])
+  goal = state.macs - 0.1
+  thetas = stage.propose(state, tokens, goal, select, state.key)[1]
+  metric, counts = stage.validate(state.params, state.masks, thetas, select)
+  state = dataclasses.replace(
+    state,
+    thetas=thetas,
+    metric=metric,
+    counts=counts,
+    macs=stage.macs(state.masks, counts),
+  )
+  batches = next(source)
+  uncut, _ = run(state, batches, select, OFF)
+  after, record = run(state, batches, select, ON)
+  np.testing.assert_allclose(record.metric_uncut, uncut.metric, rtol=1e-6)
+  assert float(uncut.metric) != float(record.metric_before)
+  assert float(uncut.macs) != float(record.macs_before)
+  paired = (uncut.metric - after.metric) / (uncut.macs - after.macs)
+  np.testing.assert_allclose(record.cost, paired, rtol=1e-3)
+  assert float(after.strategy.cost[int(record.mode)]) == float(record.cost)
+  assert run.compilations == 1
+
+
+@pytest.mark.parametrize("schedule", ["lookahead", "round_robin", "together"])
+def test_who_learns_no_cost_trains_no_twin(schedule):
+  stage = kit.make_stage(cost="paired")
+  assert stage.paired
+  recipe = dataclasses.replace(stage.recipe, schedule=schedule)
+  assert not dataclasses.replace(stage, recipe=recipe).paired
+
+
 @pytest.mark.parametrize(
   ("removable", "resting"),
   [

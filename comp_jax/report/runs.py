@@ -27,6 +27,7 @@ _FREE = (
   "ratio",
   "seed",
   "recipe",
+  "data.report_splits",
   "model.granularity",
   "prune.modes",
   "prune.save_every",

@@ -54,6 +54,15 @@ def test_a_run_far_below_its_target_is_named(tmp_path, make):
   )
 
 
+def test_which_splits_a_run_reports_changes_no_result(tmp_path, make):
+  for seed, splits in enumerate((["val"], ["select", "val"])):
+    data = {"name": "emoji", "report_splits": splits}
+    kit.save(tmp_path / str(seed), make(seed), data=data)
+  models, left_out = runs.gather([tmp_path])
+  assert [len(members) for members in models.values()] == [2]
+  assert not left_out
+
+
 def test_one_run_of_each_kind_counts(folder, make):
   kit.save(folder / "again", make(0))
   _, left_out = runs.gather([folder])

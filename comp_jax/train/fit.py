@@ -66,6 +66,10 @@ class Schedule:
     return optax.chain(optimizer, rates_lib.scaled(self.rates))
 
 
+# Matrices by their last name: under a scan norms have two axes as well.
+_DECAYS = ("kernel", "merge_kernel", "word_embedding")
+
+
 def adamw(
   learning_rate: optax.ScalarOrSchedule, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
@@ -73,7 +77,7 @@ def adamw(
 
   def decays(params):
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key in ("kernel", "word_embedding"), params
+      lambda path, _: path[-1].key in _DECAYS, params
     )
 
   return optax.chain(

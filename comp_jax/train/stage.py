@@ -73,7 +73,9 @@ class Stage(thresholds.Thresholds):
     output, counts = jax.lax.map(forward, select)
     join = lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x[0]  # noqa: E731
     output, counts, flat = jax.tree.map(join, (output, counts, select))
-    return self.metric(output, flat), counts
+    # Comparisons count NaN as an answer like any other.
+    sound = finite.everywhere(output)
+    return jnp.where(sound, self.metric(output, flat), jnp.nan), counts
 
   def initial(
     self, params: Mapping, select: Mapping, seed: int

@@ -9,6 +9,7 @@ from typing import Any
 
 import ml_collections
 
+from comp_jax import errors
 from comp_jax.data import sources
 from comp_jax.interop import atomic
 from comp_jax.train import checkpoints as checkpoints_lib
@@ -144,12 +145,22 @@ def run(
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The results that a group has so far."""
+  """The results that a group has so far.
+
+  Raises:
+    UserError: somebody else wrote them: we write whole lines.
+  """
   path = workdir / RESULTS
   if not path.exists():
     return []
   lines = path.read_text(encoding="utf-8").splitlines()
-  return [json.loads(line) for line in lines]
+  try:
+    return [json.loads(line) for line in lines]
+  except ValueError as error:
+    raise errors.UserError(
+      f"{path} is not JSON lines ({error}); without it the same command "
+      "evaluates the group's points again"
+    ) from error
 
 
 def _spread(found: Sequence, reached: Sequence[bool], other: Any) -> list:

@@ -11,6 +11,7 @@ import pytest
 from comp_jax import errors
 from comp_jax.cli import shell, sweep, verbs
 from comp_jax.report import runs
+from comp_jax.train import sweep_group
 
 # A process of a group: the first is done, the second fails, others wait.
 CHILD = """#!/bin/sh
@@ -96,6 +97,12 @@ def test_a_mistake_ends_in_one_line(tmp_path, capsys):
   assert code == 2
   assert capsys.readouterr().err.startswith("error: --processes")
   assert not list(tmp_path.iterdir())
+
+
+def test_results_that_were_cut_are_named(tmp_path):
+  (tmp_path / "results.jsonl").write_text('{"status": "done"}\n{"sta')
+  with pytest.raises(errors.UserError, match="results.jsonl is not JSON lines"):
+    sweep_group.read(tmp_path)
 
 
 def test_points_are_added_as_groups_of_their_own(config):

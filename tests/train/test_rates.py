@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from comp_jax import errors
-from comp_jax.models import families
+from comp_jax.models import families, presets
 from comp_jax.tasks import retrieval
 from comp_jax.train import fit, rates, step
 from tests.train import kit
@@ -53,6 +53,29 @@ def test_a_factor_scales_the_step_and_zero_stops_it(params):
       )
     else:
       assert moved.any(), path
+
+
+def test_matrices_alone_decay():
+  """All of a model's projections and its words; no norm, bias or position."""
+  spec = presets.spec("tiny_nlvr", vocab_size=16)
+  params = jax.tree.map(jnp.ones_like, families.initial_params(spec, 0))
+  optimizer = fit.adamw(1.0, 0.5, 1.0)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  decayed = {
+    path[-1].key
+    for path, update in jax.tree.leaves_with_path(updates)
+    if np.asarray(update).any()
+  }
+  assert decayed == {"kernel", "merge_kernel", "word_embedding"}
+  kept = {path[-1].key for path, _ in jax.tree.leaves_with_path(updates)}
+  assert kept - decayed == {
+    "bias",
+    "cls_token",
+    "merge_bias",
+    "position_embedding",
+    "scale",
+  }
 
 
 def test_a_frozen_tower_has_no_backward_pass(params):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from comp_jax.core import masks as masks_lib
+from comp_jax.tasks import retrieval
 from comp_jax.train import compiled
 from comp_jax.train import stage as stage_lib
 from tests.train import kit
@@ -155,6 +156,18 @@ def test_thresholds_in_use_follow_when_units_go():
   both = move_thetas(state, state.masks, params | tokens, goal, select)
   assert float(both["vision"]) > float(in_use["vision"])
   assert float(both["text"]) == float(in_use["text"])
+
+
+def test_a_metric_of_comparisons_hides_no_diverged_output():
+  stage = kit.make_stage()
+  metrics = retrieval.TASK.metrics
+  for name in ("loss", "recall"):
+    stage = dataclasses.replace(stage, metric=metrics[name])
+    state = kit.initial(stage)
+    assert np.isfinite(state.metric), name
+    broken = jax.tree.map(lambda x: x * jnp.nan, state.params)
+    metric, _ = stage.validate(broken, stage.ones, stage.off, kit.select())
+    assert np.isnan(metric), name
 
 
 def test_probe_commits_nothing():

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from comp_jax.cli import shell
+from comp_jax.cli import configs
 from comp_jax.core import masks as masks_lib
 from comp_jax.train import prepare, state
 
@@ -36,7 +36,7 @@ MODES = ("vision_tokens", "vision_params")
 
 def prepared(validation: int) -> prepare.Job:
   """The job of `configs/emoji_tiny.py` that validates on so many examples."""
-  config = shell.load_config(str(_ROOT / "configs" / "emoji_tiny.py"))
+  config = configs.load(str(_ROOT / "configs" / "emoji_tiny.py"))
   config.prune.validation = config.prune.validation_chunk = validation
   # The mode that is said to be cheapest is the one that is pruned.
   config.recipe.strategy.explore = 0.0

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from comp_jax.cli import shell
+from comp_jax.cli import configs
 from comp_jax.data import nlvr_emoji, tokenizers
 from comp_jax.interop import store
 from comp_jax.models import families, presets
@@ -48,7 +48,7 @@ def main(_):
   if not (workdir / "data").exists():
     emoji = _ROOT / "assets" / "emoji"
     nlvr_emoji.write(emoji, workdir / "data", train=64, dev=4)
-  config = shell.load_config(str(_ROOT / "configs" / "nlvr2_blip.py"))
+  config = configs.load(str(_ROOT / "configs" / "nlvr2_blip.py"))
   if not (workdir / "dense").exists():
     write_dense(workdir / "dense", config.data.text_length)
   config.checkpoint = str(workdir / "dense")

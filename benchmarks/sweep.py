@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from comp_jax.cli import shell
+from comp_jax.cli import configs
 from comp_jax.data import sources
 from comp_jax.train import prepare, setup, sweep
 
@@ -79,7 +79,7 @@ def timed(job: prepare.Job, points) -> tuple[float, float]:
 
 
 def main(_):
-  config = shell.load_config(str(_ROOT / "configs" / "emoji_tiny.py"))
+  config = configs.load(str(_ROOT / "configs" / "emoji_tiny.py"))
   config.prune.validation = config.prune.validation_chunk = 64
   config.prune.calibration = 32
   job = prepare.prepare(config)

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from comp_jax import errors
-from comp_jax.cli import measured, shell
+from comp_jax.cli import configs, measured
 from comp_jax.interop import load as load_lib
 
 
@@ -13,7 +13,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser = verbs.add_parser(
     "answer", help="write a model's answers to the questions of a split"
   )
-  parser.add_argument("--config", required=True, help="config file: the data")
+  configs.add_argument(parser, "config file: the data")
   parser.add_argument(
     "--model", required=True, help="folder of a model, or of its run"
   )
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
   folder = pathlib.Path(arguments.to).absolute().parent
   if not folder.is_dir():
     raise errors.UserError(f"--to {arguments.to}: there is no folder {folder}")
-  config = shell.load_config(arguments.config)
+  config = configs.load(arguments.config, arguments.changes)
   loaded = load_lib.load(measured.model(arguments.model))
   found = answers.answers(config, loaded, arguments.split)
   answers.write(arguments.to, found)

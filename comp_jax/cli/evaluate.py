@@ -4,7 +4,7 @@ import argparse
 
 import rich.console
 
-from comp_jax.cli import measured, shell
+from comp_jax.cli import configs, measured
 from comp_jax.interop import load as load_lib
 from comp_jax.report import section, tables, text
 
@@ -14,7 +14,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser = verbs.add_parser(
     "evaluate", help="measure a model on splits of a config's data"
   )
-  parser.add_argument("--config", required=True, help="config file: the data")
+  configs.add_argument(parser, "config file: the data")
   parser.add_argument(
     "--model", required=True, help="folder of a model, or of its run"
   )
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
   """Reads, measures and shows."""
   from comp_jax.train import evaluation
 
-  config = shell.load_config(arguments.config)
+  config = configs.load(arguments.config, arguments.changes)
   path = measured.model(arguments.model)
   loaded = load_lib.load(path)
   splits = arguments.split or config.data.report_splits

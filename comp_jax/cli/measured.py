@@ -10,7 +10,7 @@ import jax
 import rich.console
 
 from comp_jax import errors
-from comp_jax.cli import shell
+from comp_jax.cli import configs
 from comp_jax.report import html, section, tables, write
 
 _WIDTH = 110  # Characters that the names of runs need.
@@ -34,7 +34,7 @@ def add_model(
     help="dense model: its folder or file, or the workdir of train.py (the "
     "config's checkpoint)",
   )
-  parser.add_argument("--config", required=True, help="config file")
+  configs.add_argument(parser)
   parser.add_argument(
     "--examples",
     type=int,
@@ -60,7 +60,7 @@ def prepared(arguments: argparse.Namespace, chunk: int | None = None):
   """
   from comp_jax.train import prepare
 
-  config = shell.load_config(arguments.config)
+  config = configs.load(arguments.config, arguments.changes)
   if arguments.examples < 1:
     raise errors.UserError(
       f"--examples must be 1 or more, not {arguments.examples}"

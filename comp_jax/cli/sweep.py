@@ -24,7 +24,7 @@ import rich.table
 import rich.text
 
 from comp_jax import errors
-from comp_jax.cli import shell
+from comp_jax.cli import configs
 from comp_jax.interop import atomic
 from comp_jax.report import runs
 
@@ -36,7 +36,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser = verbs.add_parser(
     "sweep", help="prune at every combination of some config values"
   )
-  parser.add_argument("--config", required=True, help="config file")
+  configs.add_argument(parser)
   parser.add_argument(
     "--sweep",
     nargs="+",
@@ -70,7 +70,13 @@ class Group:
 
 def run(arguments: argparse.Namespace) -> None:
   """Runs the sweep, or one group of it in a child process."""
-  config = shell.load_config(arguments.config)
+  if arguments.changes:
+    key = configs.changed(arguments.changes[0])
+    raise errors.UserError(
+      f"{arguments.changes[0]}: a sweep sets single values by --sweep "
+      f"{key}=VALUE, beside those that it varies"
+    )
+  config = configs.load(arguments.config)
   workdir = pathlib.Path(arguments.workdir)
   there = _stored(workdir)
   if arguments.group:
@@ -99,7 +105,7 @@ def axes(
   Raises:
     UserError: a key that the config lacks, or a value of another type.
   """
-  known = dict(shell.keys(config))
+  known = dict(configs.keys(config))
   found = {}
   for text in texts:
     key, equals, values = text.partition("=")
@@ -111,7 +117,7 @@ def axes(
     if key not in known:
       raise errors.UserError(
         f"--sweep {key}: the config has no such key; "
-        f"{shell.suggest(key, known)}"
+        f"{configs.suggest(key, known)}"
       )
     if isinstance(known[key], ml_collections.ConfigDict):
       raise errors.UserError(

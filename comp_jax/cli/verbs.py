@@ -12,13 +12,13 @@ from comp_jax import errors
 from comp_jax.cli import (
   answer,
   compare,
+  configs,
   convert,
   data,
   evaluate,
   export,
   forward,
   inspect,
-  shell,
   sweep,
 )
 
@@ -45,11 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep,
   ):
     module.add(verbs)
-  arguments = parser.parse_args(argv)
+  arguments, rest = parser.parse_known_args(argv)
+  if hasattr(arguments, "changes"):
+    arguments.changes = [each for each in rest if configs.changed(each)]
+    rest = [each for each in rest if not configs.changed(each)]
+  if rest:
+    parser.error(f"unrecognized arguments: {' '.join(rest)}")
   try:
     arguments.run(arguments)
   except errors.UserError as error:
-    print(f"error: {shell.one_line(error)}", file=sys.stderr)
+    print(f"error: {errors.one_line(error)}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     return 130

@@ -7,8 +7,6 @@ import textwrap
 
 import pytest
 
-from comp_jax.cli import shell
-
 _CONFIG = """
   import ml_collections
   from ml_collections import config_dict
@@ -98,17 +96,6 @@ def test_values_reach_a_locked_config(folder):
     "1.0 4 False text (3, 4, 5) 7 upop runs/a False",
   ]
   assert result.returncode == 0
-
-
-def test_a_config_imports_its_neighbours_from_any_folder(tmp_path, monkeypatch):
-  (tmp_path / "studies").mkdir()
-  (tmp_path / "studies" / "base.py").write_text(textwrap.dedent(_CONFIG))
-  (tmp_path / "studies" / "mine.py").write_text(
-    "from studies import base\n\nget_config = base.get_config\n"
-  )
-  monkeypatch.setattr(sys, "path", list(sys.path))
-  config = shell.load_config(str(tmp_path / "studies" / "mine.py"))
-  assert config.ratio == 0.7
 
 
 def test_workdir_may_be_left_out_when_it_is_not_needed(folder):

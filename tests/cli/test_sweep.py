@@ -9,7 +9,7 @@ import time
 import pytest
 
 from comp_jax import errors
-from comp_jax.cli import shell, sweep, verbs
+from comp_jax.cli import configs, sweep, verbs
 from comp_jax.report import runs
 from comp_jax.train import sweep_group
 
@@ -39,7 +39,7 @@ ROW = {
 
 @pytest.fixture(scope="module")
 def config():
-  return shell.load_config("configs/emoji_tiny.py")
+  return configs.load("configs/emoji_tiny.py")
 
 
 def test_axes_have_the_config_s_types(config):

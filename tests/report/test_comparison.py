@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from comp_jax import errors
-from comp_jax.cli import shell, verbs
+from comp_jax.cli import configs, verbs
 from comp_jax.report import bootstrap, compared, comparison, paper, runs
 from comp_jax.train import examples
 from tests.report import kit
@@ -220,7 +220,7 @@ def test_published_numbers_are_of_one_model(name, metric, method, ratio, value):
   assert paper.published(name, "dev", metric, method, ratio) is None
   # They stand beside runs of this config alone.
   if value is not None:
-    config = shell.load_config(f"configs/{name}.py")
+    config = configs.load(f"configs/{name}.py")
     assert config.name == name and "test" in config.data.report_splits
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from comp_jax import errors
-from comp_jax.cli import shell
+from comp_jax.cli import configs
 from comp_jax.train import prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def config(monkeypatch):
   monkeypatch.chdir(ROOT)
-  return shell.load_config("configs/emoji_tiny.py")
+  return configs.load("configs/emoji_tiny.py")
 
 
 def test_a_ratio_beyond_the_floors_says_the_floor(config):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from comp_jax import errors
-from comp_jax.cli import shell
+from comp_jax.cli import configs
 from comp_jax.train import dense, prepare, ranges, sweep_group
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def config(monkeypatch):
   monkeypatch.chdir(ROOT)
-  return shell.load_config("configs/emoji_tiny.py")
+  return configs.load("configs/emoji_tiny.py")
 
 
 def set_value(config, key, value):
@@ -28,11 +28,11 @@ def set_value(config, key, value):
 )
 def test_every_config_is_within_them(path):
   if path.stem not in ("common", "published"):
-    ranges.check(shell.load_config(str(path)))
+    ranges.check(configs.load(str(path)))
 
 
 def test_every_range_is_of_a_key_that_there_is(config):
-  assert ranges.ALLOWED.keys() <= dict(shell.keys(config)).keys()
+  assert ranges.ALLOWED.keys() <= dict(configs.keys(config)).keys()
 
 
 @pytest.mark.parametrize(

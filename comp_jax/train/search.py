@@ -124,7 +124,7 @@ def search(
     donate_argnums=0,
   )
   probe = compiled.Compiled(
-    stage.probe, in_shardings=(placed, split), out_shardings=placed
+    stage.probe, in_shardings=(placed, split, split), out_shardings=placed
   )
   modes, target = stage.prunable.modes, stage.settings.target
   history, costs, first, spent = [], {}, 0, 0.0
@@ -150,17 +150,16 @@ def search(
       warming = index < plan.warmup_stages
       if not warming and finished(history, target):
         break
+      stacked = next(source)
+      steps = jax.tree.leaves(stacked)[0].shape[0]
+      stacked = jax.device_put(stacked, split)
       if index == plan.warmup_stages and needs_probe(stage):
-        state = probe(state, select)
+        state = probe(state, stacked, select)
         found = np.asarray(state.strategy.cost, np.float64)
         _check_scores(found, modes)
         costs = dict(zip(modes, found.tolist(), strict=True))
       stage_began = time.monotonic()
-      stacked = next(source)
-      steps = jax.tree.leaves(stacked)[0].shape[0]
-      state, record = run(
-        state, jax.device_put(stacked, split), select, jnp.asarray(not warming)
-      )
+      state, record = run(state, stacked, select, jnp.asarray(not warming))
       record = jax.device_get(record)
       finite.check(record.losses, record.sound, index * steps, "pruning")
       seconds = time.monotonic() - stage_began

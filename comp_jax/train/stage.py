@@ -44,7 +44,8 @@ class Stage(thresholds.Thresholds):
   @property
   def paired(self) -> bool:
     """Whether costs are taken against the same steps without the cut."""
-    return self.settings.cost == "paired" and self.recipe.schedule == "mps"
+    learns = self.recipe.schedule in ("mps", "lookahead")
+    return learns and self.settings.cost == "paired"
 
   def validate(
     self,
@@ -135,15 +136,31 @@ class Stage(thresholds.Thresholds):
     after, losses = jax.lax.scan(body, start, (steps, batches))
     return *after, losses
 
+  def outcome(
+    self,
+    state: state_lib.SearchState,
+    marked: Mapping,
+    thetas: Mapping,
+    batches: Mapping | None,
+    select: Mapping,
+  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Metric and MACs once this is cut and, on batches, trained.
+
+    Nothing is committed.
+    """
+    params = state.params
+    if batches is not None:
+      params, *_ = self.train(state, marked, thetas, batches)
+    masks = self.faded(state, marked, 1.0)
+    metric, counts = self.validate(params, masks, thetas, select)
+    return metric, self.macs(masks, counts)
+
   def uncut(
     self, state: state_lib.SearchState, batches: Mapping, select: Mapping
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Metric and MACs after the steps of a stage that cuts nothing."""
+    """Metric and MACs after the training of a stage that cuts nothing."""
     nothing = jax.tree.map(jnp.zeros_like, state.masks)
-    params, *_ = self.train(state, nothing, state.thetas, batches)
-    masks = self.faded(state, nothing, 1.0)
-    metric, counts = self.validate(params, masks, state.thetas, select)
-    return metric, self.macs(masks, counts)
+    return self.outcome(state, nothing, state.thetas, batches, select)
 
   def faded(
     self,
@@ -160,26 +177,29 @@ class Stage(thresholds.Thresholds):
     self,
     state: state_lib.SearchState,
     tried: Bool[Array, " m"],
+    batches: Mapping,
     select: Mapping,
     key: Array,
   ) -> Float[Array, " m"]:
-    """What a stage of each tried mode would cost now, before any training.
+    """What a stage of each tried mode would cost now; nothing is committed.
 
-    Each mode's step is scored by a masked forward; nothing is committed. The
-    others keep the cost that is remembered.
+    Before any training; paired costs after it, for a mode's first cost must
+    be of the kind that is learnt later. The others keep the cost that is
+    remembered.
     """
     removable = self.removable(state)
     modes = jnp.arange(tried.shape[0])
+    trained = batches if self.paired else None
+    before, macs_before = state.metric, state.macs
+    if self.paired:
+      before, macs_before = self.uncut(state, batches, select)
 
     def trial(mode):
       selected = modes == mode
       goal = self.goal(state, selected, removable)
       marked, thetas = self.propose(state, selected, goal, select, key)
-      masks = masks_lib.soft(state.masks, marked, 1.0)
-      metric, counts = self.validate(state.params, masks, thetas, select)
-      return mps.stage_cost(
-        state.metric, metric, state.macs, self.macs(masks, counts)
-      )
+      metric, macs = self.outcome(state, marked, thetas, trained, select)
+      return mps.stage_cost(before, metric, macs_before, macs)
 
     def cost(mode):
       known = lambda m: state.strategy.cost[m]  # noqa: E731
@@ -233,10 +253,11 @@ class Stage(thresholds.Thresholds):
     active = prune & (state.macs > settings.target) & ~jnp.all(exhausted)
     learns_from = settings.cost
     if self.recipe.schedule == "lookahead":
-      costs = self.trial_costs(state, ~exhausted & active, select, score_key)
+      tried = ~exhausted & active
+      costs = self.trial_costs(state, tried, batches, select, score_key)
       state = _with_costs(state, costs)
       # The costs that it chose by are the ones to report.
-      learns_from = "immediate"
+      learns_from = "paired" if self.paired else "immediate"
     mode, explored, selected = self.choose(state, exhausted, choice_key)
     selected = selected & active
     goal = self.goal(state, selected, removable)
@@ -315,12 +336,19 @@ class Stage(thresholds.Thresholds):
     return after, record
 
   def probe(
-    self, state: state_lib.SearchState, select: Mapping
+    self, state: state_lib.SearchState, batches: Mapping, select: Mapping
   ) -> state_lib.SearchState:
-    """The state with a first cost for every mode (cold start)."""
+    """The state with a first cost for every mode (cold start).
+
+    Args:
+      state: before the first pruning stage.
+      batches: of that stage.
+      select: validation examples [chunks, c, ...].
+    """
     every = jnp.ones(len(self.prunable.modes), bool)
     key = jax.random.fold_in(state.key, 0)
-    return _with_costs(state, self.trial_costs(state, every, select, key))
+    costs = self.trial_costs(state, every, batches, select, key)
+    return _with_costs(state, costs)
 
   def settle(
     self,

@@ -130,9 +130,13 @@ class Sweep:
     memory = jax.vmap(begin, (None, 0))(params, keys)
     return dataclasses.replace(spread, memory=memory, key=keys)
 
-  def probe(self, values: Mapping, states, select: Mapping):
-    """The states with a first cost for every mode."""
-    return self.over(lambda v, s: self.of(v).probe(s, select))(values, states)
+  def probe(self, values: Mapping, states, batches: Mapping, select: Mapping):
+    """The states with a first cost for every mode; see `stages`."""
+
+    def probe(v, s):
+      return self.of(v).probe(s, _of_order(batches, v), select)
+
+    return self.over(probe)(values, states)
 
   def settle(self, values: Mapping, states, select: Mapping):
     """The states at their targets."""
@@ -166,8 +170,7 @@ class Sweep:
       stage = self.of(values)
 
       def run(state):
-        own = jax.tree.map(lambda x: x[values["data"]], batches)
-        return stage(state, own, select, prune)
+        return stage(state, _of_order(batches, values), select, prune)
 
       return _where(live, run, state)
 
@@ -202,7 +205,7 @@ class Sweep:
       def body(carry, batch):
         return objective.advance(optimizer, carry, batch, masks, policies)
 
-      own = jax.tree.map(lambda x: x[values["data"]], batches)
+      own = _of_order(batches, values)
 
       def run(tuned):
         tuned, losses = jax.lax.scan(body, tuned, own)
@@ -211,6 +214,11 @@ class Sweep:
       return _where(live, run, tuned)
 
     return self.over(one)(values, tuned, frozen, live)
+
+
+def _of_order(batches: Mapping, values: Mapping) -> Mapping:
+  """The batches of a member's data order, out of those of all orders."""
+  return jax.tree.map(lambda x: x[values["data"]], batches)
 
 
 def _where(live: jax.Array, run: Callable, state: Any) -> tuple[Any, Any]:

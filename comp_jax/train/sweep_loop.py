@@ -118,7 +118,7 @@ def run(
 
 
 def _search(
-  sweep, params, values, select, batches, saved, watch, note, split
+  sweep, params, values, select, orders, saved, watch, note, split
 ) -> tuple[state_lib.SearchState, list[list], list[dict], list[str], int]:
   """The states after the last stage; each member's rows, probe and failure."""
   plan, members = sweep.plan, sweep.members
@@ -140,14 +140,16 @@ def _search(
   step = compiled.Compiled(
     sweep.stages, out_shardings=(split, split), donate_argnums=1
   )
-  sources = [batches(seed)(first) for seed in sweep.seeds]
+  sources = [orders(seed)(first) for seed in sweep.seeds]
   for index in range(first, plan.total):
     warming = index < plan.warmup_stages
     live = _live(members, history, failed, warming)
     if not any(live):
       break
+    batches = _stacked(sources)
     if index == plan.warmup_stages and search.needs_probe(sweep.stage):
-      states = jax.jit(sweep.probe, out_shardings=split)(values, states, select)
+      probed = jax.jit(sweep.probe, out_shardings=split)
+      states = probed(values, states, batches, select)
       costs = np.asarray(states.strategy.cost, np.float64)
       modes = sweep.stage.prunable.modes
       probe = [dict(zip(modes, row.tolist(), strict=True)) for row in costs]
@@ -156,7 +158,7 @@ def _search(
       values,
       states,
       np.array(live),
-      _stacked(sources),
+      batches,
       select,
       jnp.asarray(not warming),
     )

@@ -116,6 +116,8 @@ def choices(
   Raises:
     UserError: no mode has anything to remove.
   """
+  settings = dataclasses.replace(stage.settings, cost="immediate")
+  stage = dataclasses.replace(stage, settings=settings)
   chunks = jax.tree.leaves(select)[0].shape[0]
   validate = jax.jit(stage.validate)
   dense = validate(params, stage.ones, stage.off, select)
@@ -133,7 +135,8 @@ def choices(
     # Its texts may be longer than the average of all.
     macs = stage.macs(stage.ones, counts)
     state = dataclasses.replace(state, metric=metric, counts=counts, macs=macs)
-    return stage.trial_costs(state, jnp.asarray(live), select, state.key)
+    tried = jnp.asarray(live)
+    return stage.trial_costs(state, tried, batches, select, state.key)
 
   def of(first, size):
     part = jax.tree.map(lambda x: x[first : first + size], select)

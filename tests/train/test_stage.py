@@ -1,6 +1,7 @@
 """The stage: goals are met, floors hold, nothing is traced twice."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +28,11 @@ def search():
   state, record = run(state, next(source), select, OFF)
   states.append(state)
   records.append(record)
-  state = jax.jit(stage.probe)(state, select)
+  batches = next(source)
+  state = jax.jit(stage.probe)(state, batches, select)
   for _ in range(14):
-    state, record = run(state, next(source), select, ON)
+    state, record = run(state, batches, select, ON)
+    batches = next(source)
     states.append(state)
     records.append(record)
   return stage, states, records, run
@@ -173,7 +176,7 @@ def test_a_metric_of_comparisons_hides_no_diverged_output():
 def test_probe_commits_nothing():
   stage = kit.make_stage()
   state = kit.initial(stage)
-  probed = jax.jit(stage.probe)(state, kit.select())
+  probed = jax.jit(stage.probe)(state, next(kit.batches(0)), kit.select())
   assert np.isfinite(np.asarray(probed.strategy.cost)).all()
   assert len(set(np.asarray(probed.strategy.cost).tolist())) > 1
   kit.same_bits(dataclasses.replace(probed, strategy=state.strategy), state)
@@ -245,7 +248,29 @@ def test_a_paired_cost_is_against_the_same_steps_without_the_cut():
   assert run.compilations == 1
 
 
-@pytest.mark.parametrize("schedule", ["lookahead", "round_robin", "together"])
+@pytest.mark.parametrize("schedule", ["mps", "lookahead"])
+def test_first_costs_are_of_the_kind_that_is_learnt(schedule):
+  """Trial steps are trained too: a mode costs what its stage then costs."""
+  stage = kit.make_stage(
+    allowed=("language_params",), cost="paired", schedule=schedule
+  )
+  run, (source, select) = (
+    compiled.Compiled(stage),
+    (kit.batches(0), kit.select()),
+  )
+  state, _ = run(kit.initial(stage), next(source), select, OFF)
+  batches = next(source)
+  probed = jax.jit(stage.probe)(state, batches, select)
+  kit.same_bits(probed.params, state.params)
+  mode = stage.prunable.modes.index("language_params")
+  first = float(probed.strategy.cost[mode])
+  after, record = run(state, batches, select, ON)
+  assert abs(first - float(record.immediate_cost)) > 0.1
+  np.testing.assert_allclose(first, record.cost, rtol=1e-3)
+  np.testing.assert_allclose(after.strategy.cost[mode], first, rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["round_robin", "together"])
 def test_who_learns_no_cost_trains_no_twin(schedule):
   stage = kit.make_stage(cost="paired")
   assert stage.paired
@@ -280,9 +305,9 @@ def test_lookahead_chooses_by_trial_steps_of_its_own_state():
   source, select = kit.batches(0), kit.select()
   state, _ = run(kit.initial(stage), next(source), select, OFF)
   assert not np.asarray(state.strategy.cost).any()
-  for _ in range(4):
-    expected = np.asarray(probe(state, select).strategy.cost)
-    state, record = run(state, next(source), select, ON)
+  for batches in itertools.islice(source, 4):
+    expected = np.asarray(probe(state, batches, select).strategy.cost)
+    state, record = run(state, batches, select, ON)
     live = ~np.asarray(record.exhausted)
     costs = np.asarray(record.costs)
     np.testing.assert_allclose(costs[live], expected[live], rtol=1e-3)

@@ -106,7 +106,7 @@ def test_choices_are_the_trials_of_a_lookahead_on_each_subset(model):
     half,
     jnp.asarray(False),
   )
-  costs = jax.jit(still.probe)(warm, half).strategy.cost
+  costs = jax.jit(still.probe)(warm, batches, half).strategy.cost
   expected = [costs[stage.prunable.modes.index(mode)] for mode in modes]
   np.testing.assert_allclose(found["subsets"][2][1], expected, rtol=1e-4)
   assert found["subsets"][2][0] != found["subsets"][2][1]

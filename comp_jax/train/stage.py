@@ -7,18 +7,16 @@ it can be vmapped over searches.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float
 
-from comp_jax.core import importance, mps
 from comp_jax.core import masks as masks_lib
-from comp_jax.train import finite, thresholds
+from comp_jax.core import mps
+from comp_jax.train import effects, finite, thresholds
 from comp_jax.train import state as state_lib
-from comp_jax.train import step as step_lib
 
 # More than this fraction of dense above the target is no drift.
 FAR = 1e-2
@@ -30,53 +28,8 @@ ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Stage(thresholds.Thresholds):
-  """The functions of a search, over one model, task and recipe.
-
-  Attributes:
-    metric: (output, batch) -> validation metric, higher is better.
-    optimizer: weight updates.
-  """
-
-  metric: Callable[[Mapping, Mapping], Array]
-  optimizer: optax.GradientTransformation
-
-  @property
-  def paired(self) -> bool:
-    """Whether costs are taken against the same steps without the cut."""
-    learns = self.recipe.schedule in ("mps", "lookahead")
-    return learns and self.settings.cost == "paired"
-
-  def validate(
-    self,
-    params: Mapping,
-    masks: Mapping | None,
-    thetas: Mapping,
-    select: Mapping,
-  ) -> tuple[Float[Array, ""], Mapping]:
-    """The metric and the token counts on the `select` examples.
-
-    Args:
-      params: weights.
-      masks: hard masks; None for a compact model.
-      thetas: token thresholds.
-      select: arrays [chunks, c, ...]: forwards run chunk by chunk, the metric
-        over all of them.
-    """
-    policies = self.objective.policies(thetas)
-
-    def forward(batch):
-      output, aux = self.prunable.forward(
-        params, batch, masks, None, policies, None
-      )
-      return output, {tower: each["counts"] for tower, each in aux.items()}
-
-    output, counts = jax.lax.map(forward, select)
-    join = lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x[0]  # noqa: E731
-    output, counts, flat = jax.tree.map(join, (output, counts, select))
-    # Comparisons count NaN as an answer like any other.
-    sound = finite.everywhere(output)
-    return jnp.where(sound, self.metric(output, flat), jnp.nan), counts
+class Stage(effects.Effects):
+  """The functions of a search, over one model, task and recipe."""
 
   def initial(
     self, params: Mapping, select: Mapping, seed: int
@@ -93,119 +46,6 @@ class Stage(thresholds.Thresholds):
       metric,
       seed,
     )
-
-  def train(
-    self,
-    state: state_lib.SearchState,
-    marked: Mapping,
-    thetas: Mapping,
-    batches: Mapping,
-  ) -> tuple[
-    Mapping, object, object, importance.Accumulator, Float[Array, " t"]
-  ]:
-    """Weights, optimiser and memory after the steps, scores and losses.
-
-    Meanwhile units fade and theta rises.
-    """
-    length = jax.tree.leaves(batches)[0].shape[0]
-    estimator = self.recipe.estimator
-
-    def body(carry, inputs):
-      params, optimizer, memory, statistics = carry
-      index, batch = inputs
-      progress = (index + 1.0) / length
-      masks = self.faded(state, marked, progress)
-      ramp = jnp.sin(jnp.pi / 2 * progress)
-      now = {
-        tower: old + ramp * (thetas[tower] - old)
-        for tower, old in state.thetas.items()
-      }
-      memory, loss, grads, gathered = self.objective.gradients(
-        params, memory, batch, masks, self.objective.policies(now), estimator
-      )
-      params, optimizer = step_lib.update(
-        self.optimizer, params, optimizer, grads
-      )
-      return (params, optimizer, memory, statistics.add(gathered)), loss
-
-    first = state.statistics
-    if self.recipe.accumulate == "stage":
-      first = importance.empty(self.prunable.groups, estimator)
-    steps = jnp.arange(length, dtype=jnp.float32)
-    start = (state.params, state.optimizer, state.memory, first)
-    after, losses = jax.lax.scan(body, start, (steps, batches))
-    return *after, losses
-
-  def outcome(
-    self,
-    state: state_lib.SearchState,
-    marked: Mapping,
-    thetas: Mapping,
-    batches: Mapping | None,
-    select: Mapping,
-  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Metric and MACs once this is cut and, on batches, trained.
-
-    Nothing is committed.
-    """
-    params = state.params
-    if batches is not None:
-      params, *_ = self.train(state, marked, thetas, batches)
-    masks = self.faded(state, marked, 1.0)
-    metric, counts = self.validate(params, masks, thetas, select)
-    return metric, self.macs(masks, counts)
-
-  def uncut(
-    self, state: state_lib.SearchState, batches: Mapping, select: Mapping
-  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Metric and MACs after the training of a stage that cuts nothing."""
-    nothing = jax.tree.map(jnp.zeros_like, state.masks)
-    return self.outcome(state, nothing, state.thetas, batches, select)
-
-  def faded(
-    self,
-    state: state_lib.SearchState,
-    marked: Mapping,
-    progress: Float[Array, ""] | float,
-  ) -> Mapping:
-    """The masks when this much of the stage is over."""
-    if self.recipe.fade == "search":
-      progress = self.progress(state)
-    return masks_lib.soft(state.masks, marked, progress)
-
-  def trial_costs(
-    self,
-    state: state_lib.SearchState,
-    tried: Bool[Array, " m"],
-    batches: Mapping,
-    select: Mapping,
-    key: Array,
-  ) -> Float[Array, " m"]:
-    """What a stage of each tried mode would cost now; nothing is committed.
-
-    Before any training; paired costs after it, for a mode's first cost must
-    be of the kind that is learnt later. The others keep the cost that is
-    remembered.
-    """
-    removable = self.removable(state)
-    modes = jnp.arange(tried.shape[0])
-    trained = batches if self.paired else None
-    before, macs_before = state.metric, state.macs
-    if self.paired:
-      before, macs_before = self.uncut(state, batches, select)
-
-    def trial(mode):
-      selected = modes == mode
-      goal = self.goal(state, selected, removable)
-      marked, thetas = self.propose(state, selected, goal, select, key)
-      metric, macs = self.outcome(state, marked, thetas, trained, select)
-      return mps.stage_cost(before, metric, macs_before, macs)
-
-    def cost(mode):
-      known = lambda m: state.strategy.cost[m]  # noqa: E731
-      return jax.lax.cond(tried[mode], trial, known, mode)
-
-    return jax.lax.map(cost, modes)
 
   def choose(
     self, state: state_lib.SearchState, exhausted: Bool[Array, " m"], key: Array

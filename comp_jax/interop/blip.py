@@ -160,13 +160,19 @@ def vqa(
   sep_id: int = presets.SEP,
   **untold: Any,
 ) -> tuple[specs.VqaSpec, dict]:
-  """The spec and the parameters of BLIP's question answering; see `caption`."""
+  """The spec and the parameters of BLIP's question answering; see `caption`.
+
+  A pretrained BLIP serves as a start: its decoder, which looked at images, then
+  looks at the questions' states, which must be as wide (ViT-B, not ViT-L).
+  """
   texts = {
     "text": (towers.ENCODER, _reader("tokens", _begins_enc(arrays), sep_id)),
     "answer": (towers.DECODER, _writer(bos_id, sep_id)),
   }
   checkpoint, sides, params = _begun(arrays, where, texts, untold)
-  checkpoint.finish((*_UNUSED, *TIED))
+  start = task_of(arrays) == "pretrained"
+  left = (*_CONTRASTIVE, *_MATCHING) if start else ()
+  checkpoint.finish((*_UNUSED, *TIED, *left))
   return specs.VqaSpec(**sides), params
 
 

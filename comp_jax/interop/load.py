@@ -32,7 +32,7 @@ TASKS = tuple(_BLIPS)
 _ALSO = {
   "retrieval": ("matching", "nlvr"),
   "matching": ("retrieval", "nlvr"),
-  "pretrained": ("retrieval", "matching", "nlvr", "caption"),
+  "pretrained": ("retrieval", "matching", "nlvr", "caption", "vqa"),
 }
 # What `recipe` says of a Hugging Face folder's `layout`.
 TRANSFORMERS = "transformers"
@@ -56,7 +56,7 @@ def load(
     task: `retrieval` (CLIP, BLIP), `matching`, `nlvr`, `caption` or `vqa`
       (BLIP); None for what the checkpoint is. A BLIP that matches can be a
       start for `nlvr`. A pretrained one (the authors' `model_base`) is a start
-      for all but `vqa`, so that a task must be named.
+      for all, so that a task must be named.
     heads: of the vision and the text tower of a published checkpoint; None for
       the config's, else width / 64.
     image_size: side of the images in pixels; None for the checkpoint's. The
@@ -159,7 +159,16 @@ class Published:
         " nlvr, caption, vqa) of Hugging Face or its authors"
       )
     options["heads"] = heads or options.get("heads")
-    return build(arrays, where, image_size=image_size, **options)
+    spec, params = build(arrays, where, image_size=image_size, **options)
+    for tower, source in spec.sources.items():
+      reads = getattr(spec, tower).encoder.source_width
+      width = getattr(spec, source).encoder.width
+      if reads != width:
+        raise errors.UserError(
+          f"{where}: the cross-attention of {tower} reads states of width "
+          f"{reads}, those of {source} have {width}"
+        )
+    return spec, params
 
 
 def read(path: pathlib.Path) -> Published:

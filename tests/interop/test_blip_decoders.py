@@ -399,6 +399,7 @@ def test_a_pretrained_blip_is_a_start_for_each_of_its_parts(tmp_path):
     "matching": ["text_encoder.", "itm_head."],
     "nlvr": ["text_encoder.", "itm_head."],
     "caption": ["text_decoder."],
+    "vqa": ["text_encoder.", "text_decoder."],
   }
   for task, names in parts.items():
     loaded = load.load(path, task, heads=(3, 4))
@@ -409,7 +410,14 @@ def test_a_pretrained_blip_is_a_start_for_each_of_its_parts(tmp_path):
     part = load.load(tmp_path / "part.pth", task, heads=(3, 4))
     assert loaded.spec == part.spec
     jax.tree.map(np.testing.assert_array_equal, loaded.params, part.params)
-  with pytest.raises(errors.UserError, match="name the task .*, nlvr, caption"):
+  with pytest.raises(errors.UserError, match="name the task .*, caption, vqa"):
     load.load(path, heads=(3, 4))
-  with pytest.raises(errors.UserError, match="a pretrained BLIP, not one that"):
+  # A decoder that looked at images of another width than the questions'.
+  for name in [n for n in arrays if "crossattention.self" in n]:
+    if name.startswith("text_decoder.") and name.endswith(
+      ("key.weight", "value.weight")
+    ):
+      arrays[name] = torch.zeros(24, 32)
+  torch.save({"model": arrays}, path)
+  with pytest.raises(errors.UserError, match="answer reads .* 32, .* have 24"):
     load.load(path, "vqa", heads=(3, 4))

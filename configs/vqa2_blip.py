@@ -17,8 +17,9 @@ train gives most often; `--config.task.rank=0` writes them freely (beam 3).
 Test questions and photos beside the others are read where they lie, and never
 chosen or scored on; their answers are written for VQA's server:
 
-  COMP_JAX_DATA=VQA python -m comp_jax answer --config configs/vqa2_blip.py \\
-    --model runs/vqa_comp_0.7 --split test-dev --to answers.json
+  python -m comp_jax answer --config configs/vqa2_blip.py \\
+    --config.data.dir=VQA --model runs/vqa_comp_0.7 --split test-dev \\
+    --to answers.json
 
 A photo of the other splits is stored with each of its questions: about 110 GB,
 more with the list of Visual Genome (`vg_qa.json`), which is trained on where it

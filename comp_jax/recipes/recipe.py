@@ -12,6 +12,8 @@ SCHEDULES = (
   "params_first",
   "tokens_first",
 )
+# Those that choose a mode by what it costs.
+WEIGHING = ("mps", "lookahead")
 SPANS = ("stage", "search")
 
 

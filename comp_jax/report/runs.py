@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from comp_jax import errors
+from comp_jax.recipes import library
+from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.report import schema, text
 from comp_jax.train import examples, workdir
 
@@ -29,12 +31,16 @@ _FREE = (
   "recipe",
   "data.report_splits",
   "model.granularity",
+  "prune.cost",
+  "prune.least_step",
   "prune.modes",
   "prune.save_every",
   "finetune.save_every",
   "evaluate",
   "train",
 )
+# ... of which these count where costs choose the modes.
+_CHOOSING = ("cost", "least_step")
 _AGAIN = "the same command goes on with it"
 # Path, report and, of one that is left out, the reason.
 _Read = Iterator[tuple[pathlib.Path, schema.Report, str]]
@@ -70,6 +76,11 @@ class Run:
       changed["granularity"] = "channel"
     if _get(config, "prune.modes"):
       changed["modes"] = "+".join(_get(config, "prune.modes"))
+    known = library.RECIPES.get(self.report["recipe"])
+    schedule = recipe.get("schedule") or (known.schedule if known else "")
+    if schedule in recipe_lib.WEIGHING:
+      values = {key: _get(config, f"prune.{key}") for key in _CHOOSING}
+      changed |= {k: str(v) for k, v in values.items() if v is not None}
     return changed
 
   def outcomes(self, split: str) -> dict[str, np.ndarray]:
@@ -298,6 +309,10 @@ def _missed(report: schema.Report) -> str:
 def named(members: Sequence[Run]) -> list[Run]:
   """The runs with their methods; what all of them changed is not named."""
   shared = set.intersection(*(set(run.changes.items()) for run in members))
+  for key in _CHOOSING:
+    # Recipes that weigh no costs have none.
+    values = {run.changes[key] for run in members if key in run.changes}
+    shared |= {(key, value) for value in values if len(values) == 1}
   named = []
   for run in members:
     listed = [

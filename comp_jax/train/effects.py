@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from comp_jax.core import importance, mps
 from comp_jax.core import masks as masks_lib
+from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.train import finite, thresholds
 from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
@@ -33,8 +34,8 @@ class Effects(thresholds.Thresholds):
   @property
   def paired(self) -> bool:
     """Whether costs are taken against the same steps without the cut."""
-    learns = self.recipe.schedule in ("mps", "lookahead")
-    return learns and self.settings.cost == "paired"
+    weighing = self.recipe.schedule in recipe_lib.WEIGHING
+    return weighing and self.settings.cost == "paired"
 
   def validate(
     self,

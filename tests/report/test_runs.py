@@ -63,6 +63,24 @@ def test_which_splits_a_run_reports_changes_no_result(tmp_path, make):
   assert not left_out
 
 
+def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
+  steps = {"stage_steps": 5, "least_step": 0.1}
+  for index, (recipe, cost) in enumerate(
+    [("comp", "eq8"), ("comp", "paired"), ("uniform", "eq8")]
+  ):
+    report = make(0, recipe)
+    kit.save(tmp_path / str(index), report, prune={**steps, "cost": cost})
+  (members,) = runs.gather([tmp_path])[0].values()
+  assert {run.method for run in members} == {
+    "comp (cost=eq8)",
+    "comp (cost=paired)",
+    # It weighs no costs.
+    "uniform",
+  }
+  (members,) = runs.gather([tmp_path / "0", tmp_path / "2"])[0].values()
+  assert {run.method for run in members} == {"comp", "uniform"}
+
+
 def test_one_run_of_each_kind_counts(folder, make):
   kit.save(folder / "again", make(0))
   _, left_out = runs.gather([folder])

@@ -14,8 +14,8 @@ beside other work. `select` pairs choose, val reports; chance is 0.50.
 
 Dense: val accuracy 0.873, AUC 0.939 (select 0.878, 0.950), one seed. Pruned by
 0.7: 0.798 and 0.873, `uniform` 0.772 and 0.851; by 0.85: 0.684 and 0.760,
-`uniform` 0.720 and 0.790 (docs/results.md). A search took 22 to 29 minutes on two shared CPU cores beside
-other work, fine-tuning 7 to 11.
+`uniform` 0.720 and 0.790 (docs/results.md). A search took 22 to 29 minutes on
+two shared CPU cores beside other work, fine-tuning 7 to 11.
 """
 
 import ml_collections

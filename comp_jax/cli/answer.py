@@ -13,7 +13,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser = verbs.add_parser(
     "answer", help="write a model's answers to the questions of a split"
   )
-  configs.add_argument(parser, "config file: the data")
+  configs.add_argument(parser)
   parser.add_argument(
     "--model", required=True, help="folder of a model, or of its run"
   )

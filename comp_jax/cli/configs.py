@@ -35,20 +35,20 @@ def load(file: str, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:
   _check_changes(file, config, changes)
   values, argv = flags.FlagValues(), ["", *changes]
   config_flags.DEFINE_config_dict(
-    "config", config, flag_values=values, sys_argv=argv
+    "config", config, flag_values=values, lock_config=False, sys_argv=argv
   )
   return _parsed(values, argv, file)
 
 
 def add_argument(
-  parser: argparse.ArgumentParser, help: str = "config file"
+  parser: argparse.ArgumentParser, by: str = "--config.key=value"
 ) -> None:
   """Declares `--config` of a verb, whose `changes` come beside it."""
   parser.add_argument(
     "--config",
     required=True,
     metavar="FILE",
-    help=f"{help}; single values are changed by --config.key=value",
+    help=f"config file; single values are changed by {by}",
   )
   parser.set_defaults(changes=())
 
@@ -74,7 +74,7 @@ def define(values: flags.FlagValues, argv: Sequence[str]) -> None:
 def parse(
   values: flags.FlagValues, argv: Sequence[str], *, check: bool = True
 ) -> ml_collections.ConfigDict:
-  """Returns the locked config that a command line asks for.
+  """Returns the config that a command line asks for.
 
   Args:
     values: declared flags; they are parsed, all of them.

@@ -14,7 +14,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser = verbs.add_parser(
     "evaluate", help="measure a model on splits of a config's data"
   )
-  configs.add_argument(parser, "config file: the data")
+  configs.add_argument(parser)
   parser.add_argument(
     "--model", required=True, help="folder of a model, or of its run"
   )

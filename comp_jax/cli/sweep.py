@@ -36,7 +36,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser = verbs.add_parser(
     "sweep", help="prune at every combination of some config values"
   )
-  configs.add_argument(parser)
+  configs.add_argument(parser, by="--sweep key=value")
   parser.add_argument(
     "--sweep",
     nargs="+",

@@ -45,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep,
   ):
     module.add(verbs)
-  arguments, rest = parser.parse_known_args(argv)
+  argv = sys.argv[1:] if argv is None else argv
+  changes = [each for each in argv if configs.changed(each)]
+  # Before argparse, which takes one with a space for another option's value.
+  arguments = parser.parse_args([each for each in argv if each not in changes])
   if hasattr(arguments, "changes"):
-    arguments.changes = [each for each in rest if configs.changed(each)]
-    rest = [each for each in rest if not configs.changed(each)]
-  if rest:
-    parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.changes = changes
+  elif changes:
+    parser.error(f"unrecognized arguments: {' '.join(changes)}")
   try:
     arguments.run(arguments)
   except errors.UserError as error:

@@ -39,8 +39,6 @@ _FREE = (
   "evaluate",
   "train",
 )
-# ... of which these count where costs choose the modes.
-_CHOOSING = ("cost", "least_step")
 _AGAIN = "the same command goes on with it"
 # Path, report and, of one that is left out, the reason.
 _Read = Iterator[tuple[pathlib.Path, schema.Report, str]]
@@ -78,9 +76,10 @@ class Run:
       changed["modes"] = "+".join(_get(config, "prune.modes"))
     known = library.RECIPES.get(self.report["recipe"])
     schedule = recipe.get("schedule") or (known.schedule if known else "")
+    values = {"least_step": _get(config, "prune.least_step")}
     if schedule in recipe_lib.WEIGHING:
-      values = {key: _get(config, f"prune.{key}") for key in _CHOOSING}
-      changed |= {k: str(v) for k, v in values.items() if v is not None}
+      values["cost"] = _get(config, "prune.cost")
+    changed |= {k: str(v) for k, v in values.items() if v is not None}
     return changed
 
   def outcomes(self, split: str) -> dict[str, np.ndarray]:
@@ -309,10 +308,9 @@ def _missed(report: schema.Report) -> str:
 def named(members: Sequence[Run]) -> list[Run]:
   """The runs with their methods; what all of them changed is not named."""
   shared = set.intersection(*(set(run.changes.items()) for run in members))
-  for key in _CHOOSING:
-    # Recipes that weigh no costs have none.
-    values = {run.changes[key] for run in members if key in run.changes}
-    shared |= {(key, value) for value in values if len(values) == 1}
+  # Recipes that weigh no costs have none.
+  costs = {run.changes["cost"] for run in members if "cost" in run.changes}
+  shared |= {("cost", cost) for cost in costs if len(costs) == 1}
   named = []
   for run in members:
     listed = [

@@ -18,6 +18,10 @@ from comp_jax.train import finite, thresholds
 from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
 
+# Of the MACs that a stage removed, what must be gone after its training too,
+# or the cost after it says nothing of the mode.
+STAYED = 0.5
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Effects(thresholds.Thresholds):
@@ -163,20 +167,38 @@ class Effects(thresholds.Thresholds):
     """
     removable = self.removable(state)
     modes = jnp.arange(tried.shape[0])
-    trained = batches if self.paired else None
-    before, macs_before = state.metric, state.macs
-    if self.paired:
-      before, macs_before = self.uncut(state, batches, select)
+    uncut = self.uncut(state, batches, select) if self.paired else None
 
     def trial(mode):
       selected = modes == mode
       goal = self.goal(state, selected, removable)
       marked, thetas = self.propose(state, selected, goal, select, key)
-      metric, macs = self.outcome(state, marked, thetas, trained, select)
-      return mps.stage_cost(before, metric, macs_before, macs)
+      metric, macs = self.outcome(state, marked, thetas, None, select)
+      immediate = mps.stage_cost(state.metric, metric, state.macs, macs)
+      if uncut is None:
+        return immediate
+      removed, (before, macs_before) = state.macs - macs, uncut
+      metric, macs = self.outcome(state, marked, thetas, batches, select)
+      cost = mps.stage_cost(before, metric, macs_before, macs)
+      return jnp.where(stayed(removed, macs_before - macs), cost, immediate)
 
     def cost(mode):
       known = lambda m: state.strategy.cost[m]  # noqa: E731
       return jax.lax.cond(tried[mode], trial, known, mode)
 
     return jax.lax.map(cost, modes)
+
+
+def stayed(
+  removed: Float[Array, ""], left: Float[Array, ""]
+) -> Bool[Array, ""]:
+  """Whether the MACs that a cut removed are gone after training as well.
+
+  Token counts drift while weights train: a cost after training would be
+  divided by next to nothing, or by MACs that came back.
+
+  Args:
+    removed: before any training.
+    left: what is gone after it.
+  """
+  return left >= STAYED * removed

@@ -312,5 +312,6 @@ def _check_scores(costs: np.ndarray, modes: Sequence[str]) -> None:
   if bad:
     raise finite.NotFinite(
       f"pruning: the trial steps of {', '.join(bad)} gave costs that are not "
-      "finite: the weights or scores hold NaN; check the checkpoint"
+      "finite: the weights or scores hold NaN; check the checkpoint and, where "
+      "prune.cost is paired, the learning rate"
     )

@@ -20,9 +20,6 @@ from comp_jax.train import state as state_lib
 
 # More than this fraction of dense above the target is no drift.
 FAR = 1e-2
-# Of the MACs that a stage removed, what must be gone after its training too,
-# or the cost after it says nothing of the mode.
-STAYED = 0.5
 # Less than this is rounding: float32 sums of MACs, in one order or another.
 ROUNDING = 1e-6
 
@@ -121,9 +118,9 @@ class Stage(effects.Effects):
       before, macs_before = self.uncut(start, batches, select)
     cost = mps.stage_cost(before, metric, macs_before, macs)
     removed = state.macs - immediate_macs
-    # Where token counts drifted back, Eq. 8 divides by next to nothing.
-    stayed = macs_before - macs >= STAYED * removed
-    after_training = stayed & (learns_from != "immediate")
+    after_training = effects.stayed(removed, macs_before - macs) & (
+      learns_from != "immediate"
+    )
     learned = mps.update(
       state.strategy,
       mode,

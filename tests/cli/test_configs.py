@@ -64,8 +64,12 @@ def test_verbs_take_single_values(monkeypatch, tmp_path, capsys):
     raise errors.UserError("seen")
 
   monkeypatch.setattr(configs, "load", load)
-  for changes in ([], ["--config.task.rank=0", "--noconfig.model.remat"]):
-    assert verbs.main([*command, *changes, "--split", "test"]) == 2
+  for changes in (
+    [],
+    ["--config.task.rank=0", "--noconfig.model.remat"],
+    ["--config.data.dir=a folder", "--config.data.report_splits=('a', 'b')"],
+  ):
+    assert verbs.main([*command, "--split", "test", *changes]) == 2
     assert seen.pop() == (EMOJI, changes)
   with pytest.raises(SystemExit):
     verbs.main([*command, "--cofnig.task.rank=0"])

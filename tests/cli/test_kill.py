@@ -33,6 +33,7 @@ SMALL = (
   "--config.prune.validation=32",
   "--config.prune.validation_chunk=32",
   "--config.prune.calibration=16",
+  "--config.prune.cost=paired",
   "--config.finetune.steps=8",
   "--config.finetune.chunk=2",
   "--config.finetune.batch_size=16",
@@ -144,6 +145,9 @@ def test_a_killed_run_ends_like_one_that_was_left_alone(run, tmp_path):
   assert clock(found["stages"]) == clock(expected["stages"])
 
   # The promises of a run, while one is at hand.
+  warm_up, *pruned = expected["stages"]
+  assert warm_up["metric_uncut"] is None
+  assert all(np.isfinite(row["metric_uncut"]) for row in pruned)
   assert expected["compilations"]["stage_step"] == 1
   assert expected["compilations"]["evaluate"] == 1
   target = expected["macs"]["target"]

@@ -79,6 +79,17 @@ def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
   }
   (members,) = runs.gather([tmp_path / "0", tmp_path / "2"])[0].values()
   assert {run.method for run in members} == {"comp", "uniform"}
+  # Modes rest under every schedule.
+  kit.save(
+    tmp_path / "3",
+    make(0, "uniform"),
+    prune={**steps, "least_step": 0.5, "cost": "eq8"},
+  )
+  (members,) = runs.gather([tmp_path / "2", tmp_path / "3"])[0].values()
+  assert {run.method for run in members} == {
+    "uniform (least_step=0.1)",
+    "uniform (least_step=0.5)",
+  }
 
 
 def test_one_run_of_each_kind_counts(folder, make):

@@ -10,8 +10,7 @@ import pytest
 
 from comp_jax.core import masks as masks_lib
 from comp_jax.tasks import retrieval
-from comp_jax.train import compiled
-from comp_jax.train import stage as stage_lib
+from comp_jax.train import compiled, effects
 from tests.train import kit
 
 ON, OFF = jnp.asarray(True), jnp.asarray(False)
@@ -199,7 +198,7 @@ def test_a_mode_learns_what_its_stage_cost(search):
     mode = int(record.mode)
     if record.active and not state.strategy.visited[mode]:
       first_visits += 1
-      stayed = _stayed(record) >= stage_lib.STAYED
+      stayed = _stayed(record) >= effects.STAYED
       cost = record.cost if stayed else record.immediate_cost
       assert float(after.strategy.cost[mode]) == float(cost)
   assert first_visits
@@ -207,7 +206,7 @@ def test_a_mode_learns_what_its_stage_cost(search):
 
 def test_macs_that_came_back_are_not_divided_by(monkeypatch):
   """Token counts drift while weights train: Eq. 8 would divide by little."""
-  monkeypatch.setattr(stage_lib, "STAYED", 10.0)
+  monkeypatch.setattr(effects, "STAYED", 10.0)
   stage = kit.make_stage(allowed=("vision_tokens",), ratio=0.3)
   state, batches = kit.initial(stage), next(kit.batches(0))
   after, record = jax.jit(stage)(state, batches, kit.select(), ON)
@@ -217,10 +216,8 @@ def test_macs_that_came_back_are_not_divided_by(monkeypatch):
 
 def test_a_paired_cost_is_against_the_same_steps_without_the_cut():
   stage = kit.make_stage(allowed=("vision_params",), ratio=0.3, cost="paired")
-  run, (source, select) = (
-    compiled.Compiled(stage),
-    (kit.batches(0), kit.select()),
-  )
+  run, source = compiled.Compiled(stage), kit.batches(0)
+  select = kit.select()
   state, warm_up = run(kit.initial(stage), next(source), select, OFF)
   # A warm-up is the steps without the cut.
   np.testing.assert_allclose(warm_up.metric_uncut, warm_up.metric, rtol=1e-6)
@@ -248,26 +245,56 @@ def test_a_paired_cost_is_against_the_same_steps_without_the_cut():
   assert run.compilations == 1
 
 
-@pytest.mark.parametrize("schedule", ["mps", "lookahead"])
-def test_first_costs_are_of_the_kind_that_is_learnt(schedule):
+def test_first_costs_are_of_the_kind_that_is_learnt():
   """Trial steps are trained too: a mode costs what its stage then costs."""
-  stage = kit.make_stage(
-    allowed=("language_params",), cost="paired", schedule=schedule
-  )
-  run, (source, select) = (
-    compiled.Compiled(stage),
-    (kit.batches(0), kit.select()),
-  )
+  stage = kit.make_stage(allowed=("language_params",), cost="paired")
+  run, source = compiled.Compiled(stage), kit.batches(0)
+  select = kit.select()
   state, _ = run(kit.initial(stage), next(source), select, OFF)
   batches = next(source)
   probed = jax.jit(stage.probe)(state, batches, select)
   kit.same_bits(probed.params, state.params)
   mode = stage.prunable.modes.index("language_params")
   first = float(probed.strategy.cost[mode])
-  after, record = run(state, batches, select, ON)
+  _, record = run(state, batches, select, ON)
   assert abs(first - float(record.immediate_cost)) > 0.1
   np.testing.assert_allclose(first, record.cost, rtol=1e-3)
-  np.testing.assert_allclose(after.strategy.cost[mode], first, rtol=1e-3)
+
+
+def test_lookahead_tries_and_learns_paired_costs():
+  two = ("vision_params", "language_params")
+  stage = kit.make_stage("comp_lookahead", allowed=two, cost="paired")
+  run, source = compiled.Compiled(stage), kit.batches(0)
+  select = kit.select()
+  state, _ = run(kit.initial(stage), next(source), select, OFF)
+  batches = next(source)
+  trained = np.asarray(
+    jax.jit(stage.probe)(state, batches, select).strategy.cost
+  )
+  _, record = run(state, batches, select, ON)
+  mode = int(record.mode)
+  (other,) = {stage.prunable.modes.index(m) for m in two} - {mode}
+  np.testing.assert_allclose(record.costs[other], trained[other], rtol=1e-3)
+  np.testing.assert_allclose(record.cost, trained[mode], rtol=1e-3)
+  np.testing.assert_allclose(record.costs[mode], trained[mode], rtol=1e-3)
+
+
+def test_a_trial_whose_macs_came_back_is_priced_before_its_training(
+  monkeypatch,
+):
+  modes, select = ("vision_tokens",), kit.select()
+  stage = kit.make_stage(allowed=modes, cost="paired")
+  plain = kit.make_stage(allowed=modes, cost="immediate")
+  state, batches = kit.initial(stage), next(kit.batches(0))
+  mode = stage.prunable.modes.index("vision_tokens")
+
+  def first(stage):
+    return jax.jit(stage.probe)(state, batches, select).strategy.cost[mode]
+
+  before = first(plain)
+  assert first(stage) != before
+  monkeypatch.setattr(effects, "STAYED", 10.0)
+  np.testing.assert_allclose(first(stage), before, rtol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["round_robin", "together"])

@@ -1,4 +1,4 @@
-"""prune.py killed with SIGKILL in every phase ends with the same bits."""
+"""prune.py killed with SIGKILL six times ends with the same bits."""
 
 import dataclasses
 import json

@@ -135,8 +135,13 @@ class Effects(thresholds.Thresholds):
 
   def uncut(
     self, state: state_lib.SearchState, batches: Mapping, select: Mapping
-  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Metric and MACs after the training of a stage that cuts nothing."""
+  ) -> tuple[Float[Array, ""], Float[Array, ""]] | None:
+    """What paired costs are taken from; None where costs are not paired.
+
+    Metric and MACs after the training of a stage that cuts nothing.
+    """
+    if not self.paired:
+      return None
     nothing = jax.tree.map(jnp.zeros_like, state.masks)
     return self.outcome(state, nothing, state.thetas, batches, select)
 
@@ -155,6 +160,7 @@ class Effects(thresholds.Thresholds):
     self,
     state: state_lib.SearchState,
     tried: Bool[Array, " m"],
+    uncut: tuple[Float[Array, ""], Float[Array, ""]] | None,
     batches: Mapping,
     select: Mapping,
     key: Array,
@@ -164,10 +170,17 @@ class Effects(thresholds.Thresholds):
     Before any training; paired costs after it, for a mode's first cost must
     be of the kind that is learnt later. The others keep the cost that is
     remembered.
+
+    Args:
+      state: before the stage.
+      tried: modes.
+      uncut: see `uncut`; None prices before any training.
+      batches: of the stage.
+      select: validation examples [chunks, c, ...].
+      key: of the scores.
     """
     removable = self.removable(state)
     modes = jnp.arange(tried.shape[0])
-    uncut = self.uncut(state, batches, select) if self.paired else None
 
     def trial(mode):
       selected = modes == mode

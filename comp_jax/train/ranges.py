@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from comp_jax import errors
+from comp_jax.train import thresholds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ ALLOWED: Mapping[str, Range | Choice] = {
   "prune.validation": _SOME,
   "prune.validation_chunk": _SOME,
   "prune.calibration": _SOME,
-  "prune.cost": Choice(("eq8", "immediate", "paired")),
+  "prune.cost": Choice(thresholds.COSTS),
   "prune.save_every": _SOME,
   **{f"finetune.{key}": allowed for key, allowed in _TRAINS.items()},
   "finetune.tokens": Choice(("static", "threshold")),

@@ -89,9 +89,10 @@ class Stage(effects.Effects):
     exhausted = self.exhausted(removable)
     active = prune & (state.macs > settings.target) & ~jnp.all(exhausted)
     learns_from = settings.cost
+    uncut = self.uncut(state, batches, select)
     if self.recipe.schedule == "lookahead":
       tried = ~exhausted & active
-      costs = self.trial_costs(state, tried, batches, select, score_key)
+      costs = self.trial_costs(state, tried, uncut, batches, select, score_key)
       state = _with_costs(state, costs)
       # The costs that it chose by are the ones to report.
       learns_from = "paired" if self.paired else "immediate"
@@ -112,10 +113,8 @@ class Stage(effects.Effects):
     )
     metric, counts = self.validate(params, masks, thetas, select)
     macs = self.macs(masks, counts)
-    before, macs_before = state.metric, state.macs
-    if self.paired:
-      # What training alone moves, in metric and token counts, cancels out.
-      before, macs_before = self.uncut(start, batches, select)
+    # What training alone moves, in metric and token counts, cancels out.
+    before, macs_before = uncut or (state.metric, state.macs)
     cost = mps.stage_cost(before, metric, macs_before, macs)
     removed = state.macs - immediate_macs
     after_training = effects.stayed(removed, macs_before - macs) & (
@@ -184,7 +183,8 @@ class Stage(effects.Effects):
     """
     every = jnp.ones(len(self.prunable.modes), bool)
     key = jax.random.fold_in(state.key, 0)
-    costs = self.trial_costs(state, every, batches, select, key)
+    uncut = self.uncut(state, batches, select)
+    costs = self.trial_costs(state, every, uncut, batches, select, key)
     return _with_costs(state, costs)
 
   def settle(

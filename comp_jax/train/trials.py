@@ -116,8 +116,6 @@ def choices(
   Raises:
     UserError: no mode has anything to remove.
   """
-  settings = dataclasses.replace(stage.settings, cost="immediate")
-  stage = dataclasses.replace(stage, settings=settings)
   chunks = jax.tree.leaves(select)[0].shape[0]
   validate = jax.jit(stage.validate)
   dense = validate(params, stage.ones, stage.off, select)
@@ -136,7 +134,7 @@ def choices(
     macs = stage.macs(stage.ones, counts)
     state = dataclasses.replace(state, metric=metric, counts=counts, macs=macs)
     tried = jnp.asarray(live)
-    return stage.trial_costs(state, tried, batches, select, state.key)
+    return stage.trial_costs(state, tried, None, batches, select, state.key)
 
   def of(first, size):
     part = jax.tree.map(lambda x: x[first : first + size], select)

@@ -1,0 +1,117 @@
+"""What a cut does: validation, and paired costs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from comp_jax.tasks import retrieval
+from comp_jax.train import compiled, effects
+from tests.train import kit
+
+ON, OFF = jnp.asarray(True), jnp.asarray(False)
+
+
+def test_a_metric_of_comparisons_hides_no_diverged_output():
+  stage = kit.make_stage()
+  metrics = retrieval.TASK.metrics
+  for name in ("loss", "recall"):
+    stage = dataclasses.replace(stage, metric=metrics[name])
+    state = kit.initial(stage)
+    assert np.isfinite(state.metric), name
+    broken = jax.tree.map(lambda x: x * jnp.nan, state.params)
+    metric, _ = stage.validate(broken, stage.ones, stage.off, kit.select())
+    assert np.isnan(metric), name
+
+
+def test_a_paired_cost_is_against_the_same_steps_without_the_cut():
+  stage = kit.make_stage(allowed=("vision_params",), ratio=0.3, cost="paired")
+  run, source = compiled.Compiled(stage), kit.batches(0)
+  select = kit.select()
+  state, warm_up = run(kit.initial(stage), next(source), select, OFF)
+  # A warm-up is the steps without the cut.
+  np.testing.assert_allclose(warm_up.metric_uncut, warm_up.metric, rtol=1e-6)
+  # Tokens that are dropped already come and go while the weights train.
+  tokens = jnp.asarray([m == "vision_tokens" for m in stage.prunable.modes])
+  goal = state.macs - 0.1
+  thetas = stage.propose(state, tokens, goal, select, state.key)[1]
+  metric, counts = stage.validate(state.params, state.masks, thetas, select)
+  state = dataclasses.replace(
+    state,
+    thetas=thetas,
+    metric=metric,
+    counts=counts,
+    macs=stage.macs(state.masks, counts),
+  )
+  batches = next(source)
+  uncut, _ = run(state, batches, select, OFF)
+  after, record = run(state, batches, select, ON)
+  np.testing.assert_allclose(record.metric_uncut, uncut.metric, rtol=1e-6)
+  assert float(uncut.metric) != float(record.metric_before)
+  assert float(uncut.macs) != float(record.macs_before)
+  paired = (uncut.metric - after.metric) / (uncut.macs - after.macs)
+  np.testing.assert_allclose(record.cost, paired, rtol=1e-3)
+  assert float(after.strategy.cost[int(record.mode)]) == float(record.cost)
+  assert run.compilations == 1
+
+
+def test_first_costs_are_of_the_kind_that_is_learnt():
+  """Trial steps are trained too: a mode costs what its stage then costs."""
+  stage = kit.make_stage(allowed=("language_params",), cost="paired")
+  run, source = compiled.Compiled(stage), kit.batches(0)
+  select = kit.select()
+  state, _ = run(kit.initial(stage), next(source), select, OFF)
+  batches = next(source)
+  probed = jax.jit(stage.probe)(state, batches, select)
+  kit.same_bits(probed.params, state.params)
+  mode = stage.prunable.modes.index("language_params")
+  first = float(probed.strategy.cost[mode])
+  _, record = run(state, batches, select, ON)
+  assert abs(first - float(record.immediate_cost)) > 0.1
+  np.testing.assert_allclose(first, record.cost, rtol=1e-3)
+
+
+def test_lookahead_tries_and_learns_paired_costs():
+  two = ("vision_params", "language_params")
+  stage = kit.make_stage("comp_lookahead", allowed=two, cost="paired")
+  run, source = compiled.Compiled(stage), kit.batches(0)
+  select = kit.select()
+  state, _ = run(kit.initial(stage), next(source), select, OFF)
+  batches = next(source)
+  trained = np.asarray(
+    jax.jit(stage.probe)(state, batches, select).strategy.cost
+  )
+  _, record = run(state, batches, select, ON)
+  mode = int(record.mode)
+  (other,) = {stage.prunable.modes.index(m) for m in two} - {mode}
+  np.testing.assert_allclose(record.costs[other], trained[other], rtol=1e-3)
+  np.testing.assert_allclose(record.cost, trained[mode], rtol=1e-3)
+  np.testing.assert_allclose(record.costs[mode], trained[mode], rtol=1e-3)
+
+
+def test_a_trial_whose_macs_came_back_is_priced_before_its_training(
+  monkeypatch,
+):
+  modes, select = ("vision_tokens",), kit.select()
+  stage = kit.make_stage(allowed=modes, cost="paired")
+  plain = kit.make_stage(allowed=modes, cost="immediate")
+  state, batches = kit.initial(stage), next(kit.batches(0))
+  mode = stage.prunable.modes.index("vision_tokens")
+
+  def first(stage):
+    return jax.jit(stage.probe)(state, batches, select).strategy.cost[mode]
+
+  before = first(plain)
+  assert first(stage) != before
+  monkeypatch.setattr(effects, "STAYED", 10.0)
+  np.testing.assert_allclose(first(stage), before, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["round_robin", "together"])
+def test_who_learns_no_cost_trains_no_twin(schedule):
+  stage = kit.make_stage(cost="paired")
+  assert stage.paired
+  recipe = dataclasses.replace(stage.recipe, schedule=schedule)
+  assert not dataclasses.replace(stage, recipe=recipe).paired

@@ -205,7 +205,7 @@ def test_each_tower_has_the_activation_of_its_config(
 def test_questions_may_be_narrower_than_images(tmp_path):
   """As beside a ViT-L: the question reads 24 channels, the answer 16."""
   model = build("vqa", width=16)
-  torch.save({"model": _authors(model)}, tmp_path / "model_large_vqa.pth")
+  torch.save({"model": authors(model)}, tmp_path / "model_large_vqa.pth")
   loaded = comp_jax.load(tmp_path / "model_large_vqa.pth", heads=(3, 4))
   widths = [
     getattr(loaded.spec, tower).encoder.source_width
@@ -258,7 +258,7 @@ def test_losses_and_gradients_equal_torchs(case):
     )
 
 
-def _authors(model):
+def authors(model):
   """The same weights as the authors store them, tied arrays twice."""
   arrays = test_blip._original(model)
   del arrays["temp"]
@@ -269,7 +269,7 @@ def _authors(model):
 
 def test_the_authors_layout_gives_the_same_parameters(case, tmp_path):
   task, model, folder, _ = case
-  ours, state = load.load(folder), _authors(model)
+  ours, state = load.load(folder), authors(model)
   torch.save({"model": state}, tmp_path / "model.pth")
   loaded = load.load(tmp_path / "model.pth", heads=(3, 4))
   assert loaded.spec.family == task
@@ -354,7 +354,7 @@ def test_another_task_is_refused(case):
 
 def test_the_published_vocabulary_brings_dec_and_enc():
   arrays = {
-    name: value.numpy() for name, value in _authors(build("vqa")).items()
+    name: value.numpy() for name, value in authors(build("vqa")).items()
   }
   for prefix in ("text_encoder.", "text_decoder.bert."):
     arrays[f"{prefix}embeddings.word_embeddings.weight"] = np.zeros(
@@ -363,61 +363,3 @@ def test_the_published_vocabulary_brings_dec_and_enc():
   arrays["text_decoder.cls.predictions.bias"] = np.zeros(presets.BLIP_WORDS)
   spec, _ = blip.vqa(arrays, "published", heads=(3, 4))
   assert (spec.answer.bos_id, spec.text.enc_id) == (30522, 30523)
-
-
-def _pretrained(model):
-  """What the authors' pretraining registers (blip_pretrain.py), no less."""
-  arrays = _authors(model)
-  rng = np.random.default_rng(5)
-  normal = lambda *shape: torch.tensor(rng.normal(size=shape))  # noqa: E731
-  heads = {"vision_proj": 8, "text_proj": 8, "itm_head": 2}
-  for name, width in heads.items():
-    twins = (name,) if name == "itm_head" else (name, f"{name}_m")
-    for each in twins:
-      arrays[f"{each}.weight"] = normal(width, 24).float()
-      arrays[f"{each}.bias"] = normal(width).float()
-  arrays["temp"] = torch.tensor(0.05)
-  del arrays["idx_queue"], arrays["ptr_queue"]
-  arrays["queue_ptr"] = torch.zeros(1, dtype=torch.long)
-  for prefix in ("text_encoder.", "text_encoder_m.", "text_decoder.bert."):
-    arrays[f"{prefix}embeddings.position_ids"] = torch.arange(12)[None]
-  assert {name.split(".")[0] for name in arrays} == {
-    *("visual_encoder", "text_encoder", "text_decoder"),
-    *("visual_encoder_m", "text_encoder_m", "vision_proj_m", "text_proj_m"),
-    *("vision_proj", "text_proj", "itm_head", "temp"),
-    *("image_queue", "text_queue", "queue_ptr"),
-  }
-  return arrays
-
-
-def test_a_pretrained_blip_is_a_start_for_each_of_its_parts(tmp_path):
-  """Whose numbers are those of a checkpoint that has the part alone."""
-  arrays, path = _pretrained(build("vqa")), tmp_path / "model_base.pth"
-  torch.save({"model": arrays}, path)
-  parts = {
-    "retrieval": ["text_encoder.", "vision_proj.", "text_proj.", "itm_head."],
-    "matching": ["text_encoder.", "itm_head."],
-    "nlvr": ["text_encoder.", "itm_head."],
-    "caption": ["text_decoder."],
-    "vqa": ["text_encoder.", "text_decoder."],
-  }
-  for task, names in parts.items():
-    loaded = load.load(path, task, heads=(3, 4))
-    assert loaded.spec.family == task
-    names = ("visual_encoder.", *names, *["temp"] * (task == "retrieval"))
-    alone = {k: v for k, v in arrays.items() if k.startswith(names)}
-    torch.save({"model": alone}, tmp_path / "part.pth")
-    part = load.load(tmp_path / "part.pth", task, heads=(3, 4))
-    assert loaded.spec == part.spec
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, part.params)
-  with pytest.raises(errors.UserError, match="name the task .*, caption, vqa"):
-    load.load(path, heads=(3, 4))
-  # A decoder that looked at images of another width than the questions'.
-  for name in [n for n in arrays if "crossattention.self" in n]:
-    if name.startswith("text_decoder.") and name.endswith(
-      ("key.weight", "value.weight")
-    ):
-      arrays[name] = torch.zeros(24, 32)
-  torch.save({"model": arrays}, path)
-  with pytest.raises(errors.UserError, match="answer reads .* 32, .* have 24"):
-    load.load(path, "vqa", heads=(3, 4))

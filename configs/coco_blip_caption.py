@@ -2,10 +2,10 @@
 
 Published CIDEr (times 100), by our notes at ratio 0.7: MADTP 120.1, CoMP 126.8;
 UPop at half the parameters: SPICE 23.3, dense 23.8. These are the papers'
-numbers, not ours: weights and photos were not at hand when this was written,
-and SPICE is not computed here. Recipe: spec of UPop, effective batch 256,
-learning rate 1e-5, 5 epochs of 2,213 steps per phase. The published search
-keeps what is best on val by CIDEr and SPICE, ours looks at `select` alone.
+numbers, not ours: weights and photos were not at hand when this was written.
+Recipe: spec of UPop, effective batch 256, learning rate 1e-5, 5 epochs of 2,213
+steps per phase. The published search keeps what is best on val by CIDEr and
+SPICE, ours looks at `select` alone.
 
   pip install pycocoevalcap
   python -m comp_jax convert --source model_base_caption_capfilt_large.pth \\
@@ -13,7 +13,8 @@ keeps what is best on val by CIDEr and SPICE, ours looks at `select` alone.
   python prune.py --config=configs/coco_blip_caption.py \\
     --config.data.dir=COCO --workdir=runs/caption_comp_0.7 --config.ratio=0.7
 
-Where Java is, texts are split by the official tokenizer and METEOR is added.
+Where Java is, texts are split by the official tokenizer and METEOR is added,
+and SPICE after `python -m pycocoevalcap.spice.get_stanford_models` (400 MB).
 """
 
 import ml_collections

@@ -1,17 +1,24 @@
 """How close captions are to those that people wrote: the COCO scores.
 
-BLEU, ROUGE-L and CIDEr come from the `pycocoevalcap` package; METEOR and the
-tokenizer of the official evaluation need Java too. Without it texts are split
-by `words`, which differs from the official one in rare cases (hyphens,
-abbreviations). SPICE is left out: it fetches models when it is first used.
+BLEU, ROUGE-L and CIDEr come from the `pycocoevalcap` package; METEOR, SPICE and
+the tokenizer of the official evaluation need Java too. Without it texts are
+split by `words`, which differs from the official one in rare cases (hyphens,
+abbreviations). SPICE also needs the models of its parser, 400 MB, which nothing
+here fetches unasked: `python -m pycocoevalcap.spice.get_stanford_models`.
 """
 
+import contextlib
+import importlib.util
+import pathlib
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
 from comp_jax import errors
 
+# What `get_stanford_models` leaves in the package's folder.
+PARSER = "stanford-corenlp-3.6.0"
 # A clitic stands alone, as in the official tokenizer; marks are dropped.
 _WORD = re.compile(r"n't\b|'\w+|\w+?(?=n't\b)|\w+")
 
@@ -27,12 +34,13 @@ def scores(
   *,
   java: bool | None = None,
 ) -> dict[str, float]:
-  """`bleu_1` to `bleu_4`, `rouge_l`, `cider`, and `meteor` where Java is.
+  """`bleu_1` to `bleu_4`, `rouge_l`, `cider`; with Java `meteor` and `spice`.
 
   Args:
     written: image -> the caption to judge.
     references: image -> what people wrote.
-    java: whether Java may be used; None for where it is installed.
+    java: whether Java may be used; None for where it is installed. `spice`
+      is there where its parser's models are too.
 
   Raises:
     UserError: the package is missing, or an image has no reference.
@@ -57,7 +65,26 @@ def scores(
     from pycocoevalcap.meteor import meteor
 
     found["meteor"] = float(meteor.Meteor().compute_score(theirs, ours)[0])
+  if java and has_parser():
+    from pycocoevalcap.spice import spice
+
+    # It was written for Java 8: where it fails, the other scores stand.
+    with contextlib.suppress(subprocess.SubprocessError, OSError):
+      found["spice"] = float(spice.Spice().compute_score(theirs, ours)[0])
   return found
+
+
+def has_parser() -> bool:
+  """Whether SPICE has its parser: the package lacks it, and would fetch it."""
+  package = importlib.util.find_spec("pycocoevalcap.spice")
+  folders = package.submodule_search_locations if package else None
+  return any(
+    all(
+      (pathlib.Path(folder) / "lib" / f"{PARSER}{part}.jar").exists()
+      for part in ("", "-models")
+    )
+    for folder in folders or ()
+  )
 
 
 def scorers() -> tuple[Callable, Callable, Callable]:

@@ -1,6 +1,8 @@
 """Captions against what people wrote."""
 
 import collections
+import importlib.machinery
+import importlib.util
 import math
 import shutil
 import sys
@@ -108,6 +110,21 @@ def test_java_splits_the_words_and_adds_meteor():
   assert 0.1 < found["meteor"] < 1
   # These texts are split alike by both.
   assert found["cider"] == pytest.approx(plain["cider"])
+
+
+def test_spice_is_asked_only_where_its_parser_is(monkeypatch, tmp_path):
+  pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
+  package = importlib.machinery.ModuleSpec("spice", None, is_package=True)
+  package.submodule_search_locations = [str(tmp_path)]
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: package)
+  (tmp_path / "lib").mkdir()
+  for part in ("", "-models"):
+    # One of the two alone is what a broken download leaves.
+    assert not caption_score.has_parser()
+    (tmp_path / "lib" / f"{caption_score.PARSER}{part}.jar").touch()
+  assert caption_score.has_parser()
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  assert not caption_score.has_parser()
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -25,8 +25,10 @@ class Options:
     temperature: tau of the softmax over idle intervals (Eq. 9).
     history: lam0 of Eq. 10; 0 forgets the past (HI off).
     max_interval: I_max of Eq. 10, in stages.
-    explore_within: exploration leaves out modes whose cost exceeds this
+    explore_within: exploration leaves out modes whose price exceeds this
       multiple of the cheapest live mode's; None explores all.
+    scarcity: gamma, how much dearer a mode's rest is than its last step was
+      (`prices`); 0 compares the costs themselves, as the paper does.
     cost_aware: False replaces the argmin by a uniform choice (CAS off).
     cold_start: `probe` gives every mode a cost before the first stage by a
       trial step; `execute` runs every mode once, in seeded order.
@@ -39,6 +41,7 @@ class Options:
   history: Number = 0.4
   max_interval: Number = 5
   explore_within: Number | None = None
+  scarcity: Number = 0.0
   cost_aware: bool = True
   cold_start: str = "probe"
   min_delta: float = 1e-6
@@ -97,30 +100,51 @@ def stage_cost(
   return jnp.where(jnp.abs(delta) < 1e-12, 0.0, lost / safe)
 
 
+def prices(
+  cost: Float[Array, " m"], left: Float[Array, " m"], options: Options
+) -> Float[Array, " m"]:
+  """What the modes' next steps are taken to cost: R_m / left_m^gamma.
+
+  A remembered cost is that of units and tokens already gone, the least
+  important ones, and it does not say which of them training brings back. With
+  gamma = 1 a mode's last half is as dear as the first half of its last half.
+
+  Args:
+    cost: R[m]; one below 0 (a gain) shrinks towards 0.
+    left: the part of what a mode could remove from the dense model that it
+      can still remove, in [0, 1].
+    options: constants.
+  """
+  share = jnp.maximum(left, 1e-6) ** options.scarcity
+  return jnp.where(cost > 0, cost / share, cost * share)
+
+
 def choose(
   state: State,
   exhausted: Bool[Array, " m"],
+  left: Float[Array, " m"],
   key: Key[Array, ""],
   options: Options,
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
   """The mode of the next stage, and whether it explores.
 
-  With probability 1 - rho the cheapest mode, otherwise a draw from
-  softmax(I_m / tau) (Eq. 9). Exhausted modes take no part; where all are,
+  With probability 1 - rho the cheapest mode (by `prices`), otherwise a draw
+  from softmax(I_m / tau) (Eq. 9). Exhausted modes take no part; where all are,
   the mode is 0 and the caller stops.
   """
   coin, draw, order = jax.random.split(key, 3)
   open_ = ~exhausted
-  greedy = jnp.argmin(jnp.where(open_, state.cost, jnp.inf))
+  price = jnp.where(open_, prices(state.cost, left, options), jnp.inf)
+  greedy = jnp.argmin(price)
   if not options.cost_aware:
     greedy = jax.random.categorical(order, jnp.where(open_, 0.0, -jnp.inf))
   idle = (state.stage - state.last).astype(jnp.float32)
   explorable = open_
   if options.explore_within is not None:
-    cheapest = jnp.min(jnp.where(open_, state.cost, jnp.inf))
+    cheapest = jnp.min(price)
     # A multiple of a cost that can be negative: measured from the cheapest.
     margin = (options.explore_within - 1.0) * jnp.abs(cheapest)
-    explorable = open_ & (state.cost <= cheapest + margin)
+    explorable = open_ & (price <= cheapest + margin)
   logits = jnp.where(explorable, idle / options.temperature, -jnp.inf)
   sampled = jax.random.categorical(draw, logits)
   explored = jax.random.uniform(coin) < options.explore

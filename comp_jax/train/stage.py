@@ -63,7 +63,11 @@ class Stage(effects.Effects):
       mode = mps.longest_idle(state.strategy, exhausted)
     else:
       mode, explored = mps.choose(
-        state.strategy, exhausted, key, self.recipe.strategy
+        state.strategy,
+        exhausted,
+        self.left(state),
+        key,
+        self.recipe.strategy,
       )
     return mode, explored, (jnp.arange(live.shape[0]) == mode) & live
 

@@ -114,6 +114,24 @@ class Thresholds:
     )
     return jnp.where(may, macs, 0.0) / self.settings.dense_macs
 
+  def left(self, state: state_lib.SearchState) -> Float[Array, " m"]:
+    """The part of each mode's units or tokens that is left, in [0, 1].
+
+    In MACs, each kind with the other one whole: a unit saves less where fewer
+    tokens pass it, but there are as many.
+    """
+    removable = self.prunable.removable
+    entering = {
+      tower: jnp.broadcast_to(counts[:, :1], counts.shape)
+      for tower, counts in state.counts.items()
+    }
+    halves = self.objective.policy.halves
+    units = removable(state.masks, entering, halves)
+    tokens = removable(self.ones, state.counts, halves)
+    dense = removable(self.ones, entering, halves)
+    now = jnp.where(self.is_token, tokens, units)
+    return now / jnp.maximum(dense, 1.0)
+
   def exhausted(self, removable: Float[Array, " m"]) -> Bool[Array, " m"]:
     """Modes that have nothing left to remove, or too little to be judged."""
     empty = removable < EXHAUSTED

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies
 
 from comp_jax.core import mps
 from tests.core import reference
@@ -15,7 +17,7 @@ DRAWS = 4000
 # What is compiled here runs once.
 _jit = functools.partial(
   jax.jit,
-  static_argnums=3,
+  static_argnames="options",
   compiler_options={"xla_backend_optimization_level": 0},
 )
 
@@ -31,16 +33,20 @@ def _state(cost, last, stage, visited=None):
 
 
 @_jit
-def _many(state, exhausted, keys, options):
-  return jax.vmap(lambda k: mps.choose(state, exhausted, k, options))(keys)
+def _many(state, exhausted, left, keys, options):
+  def one(key):
+    return mps.choose(state, exhausted, left, key, options)
+
+  return jax.vmap(one)(keys)
 
 
-def _frequencies(state, exhausted, options, seed=0):
+def _frequencies(state, exhausted, options, seed=0, left=None):
   """How often each mode is chosen while exploring, and otherwise."""
   keys = jax.random.split(jax.random.key(seed), DRAWS)
-  mode, explored = _many(state, jnp.array(exhausted), keys, options)
-  mode, explored = np.asarray(mode), np.asarray(explored)
   modes = len(exhausted)
+  left = jnp.ones(modes) if left is None else jnp.array(left)
+  mode, explored = _many(state, jnp.array(exhausted), left, keys, options)
+  mode, explored = np.asarray(mode), np.asarray(explored)
   return (
     np.bincount(mode[explored], minlength=modes),
     np.bincount(mode[~explored], minlength=modes),
@@ -111,6 +117,44 @@ def test_exploration_stays_within_a_multiple_of_the_cheapest():
   _within(explored, reference.exploration(STAGE, LAST, [1, 1, 0, 0], 5.0))
 
 
+def test_scarcity_makes_what_is_left_dearer():
+  cost = [0.5, 0.2, -0.1]
+  state = _state(cost, [8, 9, 2], STAGE)
+  # A quarter of mode 1 is left: 0.2 becomes 0.8. The gain halves.
+  left = [1.0, 0.25, 0.5]
+  scarce = mps.Options(explore=0.5, scarcity=1.0, explore_within=3.0)
+  prices = mps.prices(jnp.array(cost), jnp.array(left), scarce)
+  np.testing.assert_allclose(prices, [0.5, 0.8, -0.05], rtol=1e-6)
+  # Half of the exponent, half of the distance on a logarithmic scale.
+  half = mps.Options(scarcity=0.5)
+  prices = mps.prices(jnp.array(cost), jnp.array(left), half)
+  np.testing.assert_allclose(prices, [0.5, 0.4, -0.1 * 0.5**0.5], rtol=1e-6)
+  # It decides the argmin and what exploration leaves out.
+  gone = [False, False, True]
+  explored, greedy = _frequencies(state, gone, scarce, left=left)
+  assert np.flatnonzero(greedy).tolist() == [0]
+  assert np.all(explored[:2] > 0) and explored[2] == 0
+  _, greedy = _frequencies(state, gone, mps.Options(), left=left)
+  assert np.flatnonzero(greedy).tolist() == [1]
+  left = [1.0, 0.1, 0.5]
+  explored, _ = _frequencies(state, gone, scarce, left=left)
+  assert np.flatnonzero(explored).tolist() == [0]
+
+
+@hypothesis.given(
+  cost=strategies.lists(
+    # XLA takes subnormal numbers for 0.
+    strategies.floats(-10, 10, width=32, allow_subnormal=False),
+    min_size=4,
+    max_size=4,
+  )
+)
+def test_without_scarcity_prices_are_the_costs(cost):
+  left = jnp.array([0.0, 0.3, 1.0, 1e-8])
+  prices = mps.prices(jnp.array(cost, jnp.float32), left, mps.Options())
+  np.testing.assert_array_equal(prices, np.array(cost, np.float32))
+
+
 def test_without_costs_the_choice_is_uniform_over_the_open_modes():
   options = mps.Options(cost_aware=False)
   explored, greedy = _frequencies(
@@ -143,7 +187,8 @@ def test_round_robin_takes_the_live_modes_in_turn():
 def _stage(state, exhausted, key, options):
   """One stage whose cost and saving come from the key."""
   draw, key = jax.random.split(key)
-  mode, explored = mps.choose(state, exhausted, draw, options)
+  left = jnp.ones(exhausted.shape)
+  mode, explored = mps.choose(state, exhausted, left, draw, options)
   cost, delta = jax.random.normal(key, (2,))
   delta = jnp.where(delta > 0.8, 1e-7, delta)
   new = mps.update(state, mode, cost, delta, options)

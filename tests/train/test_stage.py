@@ -220,6 +220,33 @@ def test_a_mode_whose_step_is_small_rests_while_others_can_do_more(
   np.testing.assert_array_equal(found, resting)
 
 
+def test_what_is_left_of_a_kind_does_not_depend_on_the_other():
+  stage = kit.make_stage()
+  dense = kit.weightless(stage, {"vision": [17], "text": [9, 5]})
+  modes = stage.prunable.modes
+  left = lambda s: dict(zip(modes, np.asarray(stage.left(s)), strict=True))  # noqa: E731
+  assert left(dense) == dict.fromkeys(modes, 1.0)
+  # Half of the neurons above the floor, all heads: two kinds of unit.
+  group = next(g for g in stage.prunable.groups if g.name == "vision/mlp")
+  mlp = np.ones((group.layers, group.units), np.float32)
+  mlp[:, : (group.units - group.floor) // 2] = 0
+  masks = {**dense.masks, "vision": {**dense.masks["vision"], "mlp": mlp}}
+  # And of the image's pool of 16, 8 after each layer.
+  counts = np.array(dense.counts["vision"])
+  counts[:, 1:] = 9
+  fewer = dataclasses.replace(dense, masks=masks)
+  found = left(fewer)
+  assert 0.5 < found["vision_params"] < 1.0
+  assert found["vision_tokens"] == 1.0
+  both = dataclasses.replace(
+    fewer, counts={**dense.counts, "vision": jnp.asarray(counts)}
+  )
+  # Each unit saves less now, but there are as many.
+  assert left(both)["vision_params"] == found["vision_params"]
+  assert 0.3 < left(both)["vision_tokens"] < 0.6
+  assert left(both)["language_params"] == left(both)["language_tokens"] == 1.0
+
+
 @pytest.mark.slow
 def test_lookahead_chooses_by_trial_steps_of_its_own_state():
   three = ("vision_params", "language_params", "vision_tokens")

@@ -7,12 +7,11 @@ abbreviations). SPICE also needs the models of its parser, 400 MB, which nothing
 here fetches unasked: `python -m pycocoevalcap.spice.get_stanford_models`.
 """
 
-import contextlib
-import importlib.util
-import pathlib
+import importlib.resources
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 from comp_jax import errors
@@ -69,22 +68,18 @@ def scores(
     from pycocoevalcap.spice import spice
 
     # It was written for Java 8: where it fails, the other scores stand.
-    with contextlib.suppress(subprocess.SubprocessError, OSError):
+    try:
       found["spice"] = float(spice.Spice().compute_score(theirs, ours)[0])
+    except (subprocess.SubprocessError, OSError) as error:
+      warnings.warn(f"SPICE is left out: {error}", stacklevel=2)
   return found
 
 
 def has_parser() -> bool:
   """Whether SPICE has its parser: the package lacks it, and would fetch it."""
-  package = importlib.util.find_spec("pycocoevalcap.spice")
-  folders = package.submodule_search_locations if package else None
-  return any(
-    all(
-      (pathlib.Path(folder) / "lib" / f"{PARSER}{part}.jar").exists()
-      for part in ("", "-models")
-    )
-    for folder in folders or ()
-  )
+  library = importlib.resources.files("pycocoevalcap.spice") / "lib"
+  parts = ("", "-models")
+  return all((library / f"{PARSER}{part}.jar").is_file() for part in parts)
 
 
 def scorers() -> tuple[Callable, Callable, Callable]:

@@ -1,10 +1,10 @@
 """Captions against what people wrote."""
 
 import collections
-import importlib.machinery
-import importlib.util
+import importlib.resources
 import math
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -95,13 +95,19 @@ def test_scores_follow_their_definitions():
   assert same["cider"] > found["cider"]
 
 
-# Meteor keeps the pipes of its Java process open.
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-@pytest.mark.filterwarnings(
-  "ignore:Exception ignored in. <_io:pytest.PytestUnraisableExceptionWarning"
-)
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running")
-@pytest.mark.skipif(not shutil.which("java"), reason="Java is not installed")
+def _with_java(test):
+  """Runs a test where Java is; Meteor leaves the pipes of its process open."""
+  for ignored in (
+    "unclosed file:ResourceWarning",
+    "Exception ignored in. <_io:pytest.PytestUnraisableExceptionWarning",
+    "subprocess .* is still running",
+  ):
+    test = pytest.mark.filterwarnings(f"ignore:{ignored}")(test)
+  missing = not shutil.which("java")
+  return pytest.mark.skipif(missing, reason="Java is not installed")(test)
+
+
+@_with_java
 def test_java_splits_the_words_and_adds_meteor():
   pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
   found = caption_score.scores(WRITTEN, REFERENCES, java=True)
@@ -112,19 +118,34 @@ def test_java_splits_the_words_and_adds_meteor():
   assert found["cider"] == pytest.approx(plain["cider"])
 
 
+@_with_java
+def test_where_spice_fails_the_other_scores_stand(monkeypatch):
+  pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
+  from pycocoevalcap.spice import spice
+
+  def fail(*_):
+    raise subprocess.CalledProcessError(1, "java")
+
+  # Its parser is not here.
+  monkeypatch.setattr(caption_score, "has_parser", lambda: True)
+  monkeypatch.setattr(spice.Spice, "__init__", lambda _: None)
+  monkeypatch.setattr(spice.Spice, "compute_score", fail)
+  with pytest.warns(UserWarning, match="SPICE is left out: Command 'java'"):
+    found = caption_score.scores(WRITTEN, REFERENCES)
+  assert "spice" not in found and found["meteor"] > 0
+  monkeypatch.setattr(spice.Spice, "compute_score", lambda *_: (0.25, []))
+  assert caption_score.scores(WRITTEN, REFERENCES)["spice"] == 0.25
+
+
 def test_spice_is_asked_only_where_its_parser_is(monkeypatch, tmp_path):
   pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed")
-  package = importlib.machinery.ModuleSpec("spice", None, is_package=True)
-  package.submodule_search_locations = [str(tmp_path)]
-  monkeypatch.setattr(importlib.util, "find_spec", lambda _: package)
+  monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path)
   (tmp_path / "lib").mkdir()
   for part in ("", "-models"):
     # One of the two alone is what a broken download leaves.
     assert not caption_score.has_parser()
     (tmp_path / "lib" / f"{caption_score.PARSER}{part}.jar").touch()
   assert caption_score.has_parser()
-  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-  assert not caption_score.has_parser()
 
 
 def test_what_is_missing_is_said(monkeypatch):

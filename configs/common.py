@@ -89,6 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.recipe.strategy.explore_within = ml_collections.config_dict.placeholder(
     float
   )
+  c.recipe.strategy.scarcity = ml_collections.config_dict.placeholder(float)
   c.recipe.strategy.cost_aware = ml_collections.config_dict.placeholder(bool)
   c.recipe.strategy.cold_start = ml_collections.config_dict.placeholder(str)
 
@@ -109,6 +110,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.microbatches = 1
   c.prune.learning_rate = 1e-4
   c.prune.weight_decay = 0.05
+  # Global norm of the gradients; 0 clips none.
+  c.prune.clip = 1.0
+  # What decays: matrices, or all (norms, biases and scales too).
+  c.prune.decay = "matrices"
   # Examples of `select` that MPS validates on.
   c.prune.validation = 256
   c.prune.validation_chunk = 128
@@ -129,6 +134,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetune.microbatches = 1
   c.finetune.learning_rate = 3e-4
   c.finetune.weight_decay = 0.05
+  c.finetune.clip = 1.0
+  c.finetune.decay = "matrices"
   c.finetune.warmup = 20
   c.finetune.save_every = 1
   # static (the deployed graph) or threshold (the paper's).
@@ -141,6 +148,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.microbatches = 1
   c.train.learning_rate = 1e-3
   c.train.weight_decay = 0.05
+  c.train.clip = 1.0
+  c.train.decay = "matrices"
   c.train.warmup = 100
   c.train.save_every = 5
   # Factors on the rate, by path: (("vision/.*", 0.1),) trains that tower at a

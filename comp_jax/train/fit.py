@@ -30,7 +30,8 @@ class Schedule:
     learning_rate: peak of the cosine.
     warmup: steps of linear warm-up.
     weight_decay: AdamW's.
-    clip: global gradient norm.
+    clip: global gradient norm; 0 for none.
+    decay: what weight decay acts on, `matrices` or `all`.
     save_every: chunks between checkpoints.
     rates: factors on the rate, by path.
   """
@@ -41,6 +42,7 @@ class Schedule:
   warmup: int = 0
   weight_decay: float = 0.05
   clip: float = 1.0
+  decay: str = "matrices"
   save_every: int = 1
   rates: rates_lib.Rules = ()
 
@@ -59,6 +61,7 @@ class Schedule:
       lambda step: self.learning_rate * shape(step),
       self.weight_decay,
       self.clip,
+      self.decay,
     )
     if not self.rates:
       return optimizer
@@ -66,23 +69,39 @@ class Schedule:
     return optax.chain(optimizer, rates_lib.scaled(self.rates))
 
 
+DECAYS = ("matrices", "all")
 # Matrices by their last name: under a scan norms have two axes as well.
-_DECAYS = ("kernel", "merge_kernel", "word_embedding")
+_MATRICES = ("kernel", "merge_kernel", "word_embedding")
 
 
 def adamw(
-  learning_rate: optax.ScalarOrSchedule, weight_decay: float, clip: float
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
+  clip: float,
+  decay: str = "matrices",
 ) -> optax.GradientTransformation:
-  """Clipped AdamW that decays matrices alone (no norms, biases, scales)."""
+  """AdamW, its gradients clipped.
 
-  def decays(params):
+  Args:
+    learning_rate: or its schedule.
+    weight_decay: AdamW's.
+    clip: global gradient norm; 0 for none.
+    decay: `matrices` alone (no norms, biases, scales), or `all` (UPop's and
+      MADTP's one parameter group).
+  """
+
+  def matrices(params):
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key in _DECAYS, params
+      lambda path, _: path[-1].key in _MATRICES, params
     )
 
   return optax.chain(
-    optax.clip_by_global_norm(clip),
-    optax.adamw(learning_rate, weight_decay=weight_decay, mask=decays),
+    optax.clip_by_global_norm(clip) if clip else optax.identity(),
+    optax.adamw(
+      learning_rate,
+      weight_decay=weight_decay,
+      mask=matrices if decay == "matrices" else None,
+    ),
   )
 
 

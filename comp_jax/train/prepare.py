@@ -219,7 +219,8 @@ def optimizer(
   rising = optax.linear_schedule(
     0.0 if steps else learning_rate, learning_rate, steps
   )
-  return fit.adamw(rising, config.prune.weight_decay, 1.0)
+  prune = config.prune
+  return fit.adamw(rising, prune.weight_decay, prune.clip, prune.decay)
 
 
 def _recipe(config):

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from comp_jax import errors
-from comp_jax.train import thresholds
+from comp_jax.train import fit, thresholds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ _TRAINS = {
   "microbatches": _SOME,
   "learning_rate": _ANY,
   "weight_decay": _ANY,
+  "clip": _ANY,
+  "decay": Choice(fit.DECAYS),
   "warmup": _ANY,
   "save_every": _SOME,
 }
@@ -76,6 +78,7 @@ ALLOWED: Mapping[str, Range | Choice] = {
   "recipe.strategy.history": _SHARE,
   "recipe.strategy.max_interval": _SOME,
   "recipe.strategy.explore_within": _SOME,
+  "recipe.strategy.scarcity": _ANY,
   "prune.num_stages": _SOME,
   "prune.max_stages": _SOME,
   "prune.warmup_stages": _ANY,
@@ -85,6 +88,8 @@ ALLOWED: Mapping[str, Range | Choice] = {
   "prune.microbatches": _SOME,
   "prune.learning_rate": _ANY,
   "prune.weight_decay": _ANY,
+  "prune.clip": _ANY,
+  "prune.decay": Choice(fit.DECAYS),
   "prune.validation": _SOME,
   "prune.validation_chunk": _SOME,
   "prune.calibration": _SOME,

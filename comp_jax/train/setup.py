@@ -185,6 +185,8 @@ def schedule(
     learning_rate=section.learning_rate,
     warmup=section.warmup,
     weight_decay=section.weight_decay,
+    clip=section.clip,
+    decay=section.decay,
     save_every=section.save_every,
   )
 

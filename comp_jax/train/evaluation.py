@@ -1,12 +1,12 @@
 """What a saved model does on splits of data: its metrics, or its answers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import ml_collections
 
 from comp_jax import errors
-from comp_jax.data import tokenizers
+from comp_jax.data import hidden, tokenizers
 from comp_jax.interop import store
 from comp_jax.tasks import outcomes
 from comp_jax.train import inputs, setup
@@ -35,6 +35,7 @@ def opened(
   splits: Sequence[str],
   *,
   measured: bool = True,
+  hide: Collection[str] = (),
 ) -> Opened:
   """The config's data, as the model reads them.
 
@@ -43,6 +44,7 @@ def opened(
     loaded: a dense or compact model.
     splits: that are wanted.
     measured: False where their answers may be unknown.
+    hide: what the model does not see of the examples (`hidden.PARTS`).
 
   Raises:
     UserError: a model of another task, image size or length of texts, or no
@@ -63,6 +65,9 @@ def opened(
   data = inputs.open_data(config, tokenizers.load(loaded.tokenizer_json))
   for split in splits:
     inputs.check_split(data.splits, split, config.data.name)
+  if hide:
+    blind = {s: hidden.Hidden(data.splits[s], hide) for s in splits}
+    data = dataclasses.replace(data, splits={**data.splits, **blind})
   return Opened(
     config=config,
     data=inputs.read_by(data, task, config.data.name),
@@ -75,6 +80,7 @@ def evaluate(
   config: ml_collections.ConfigDict,
   loaded: store.Loaded,
   splits: Sequence[str],
+  hide: Collection[str] = (),
 ) -> dict[str, outcomes.Outcomes]:
   """The metrics of a model on each split, as the report of its run has them.
 
@@ -82,10 +88,11 @@ def evaluate(
     config: data, protocol and batch size.
     loaded: a dense or compact model, at its own token counts or thresholds.
     splits: of the config's data.
+    hide: what the model does not see of the examples (`hidden.PARTS`).
 
   Raises:
     UserError: see `opened`; or a split on which nothing can be measured.
     NotFinite: the model says NaN of an example.
   """
-  job = opened(config, loaded, splits)
+  job = opened(config, loaded, splits, hide=hide)
   return job.evaluator(job.config, job.data, loaded.params, None, job.policies)

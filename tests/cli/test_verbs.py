@@ -162,6 +162,15 @@ def test_evaluate_measures_what_the_report_of_a_run_has(tmp_path, capsys):
   assert set(found) == {"select", "test"}
   assert found["test"]["t2i_r10"] == pytest.approx(0.257, abs=5e-4)
   assert "T2I" in capsys.readouterr().out
+  # Without pictures all are alike: one of 1,321 is right, the ties by order.
+  blind = [*options, "--split", "test", "--hide", "image"]
+  assert verbs.main(["evaluate", *blind, "--out", str(to)]) == 0
+  found = json.loads((to / "evaluate.json").read_text())
+  assert found["hidden"] == ["image"]
+  assert found["metrics"]["test"]["t2i_r10"] < 0.01
+  assert "assets/emoji_tiny, without image" in capsys.readouterr().out
+  assert verbs.main(["evaluate", *options, "--hide", "image2"]) == 2
+  assert "the examples have no image2 to hide" in capsys.readouterr().err
   assert verbs.main(["evaluate", *options, "--split", "tset"]) == 2
   assert "emoji has no split 'tset'" in capsys.readouterr().err
   # The config of a model with longer texts.

@@ -19,6 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.dir = ""
   # Tokens of a text, longer ones are cut.
   c.data.text_length = 32
+  # Splits that are trained on, one after the other in an epoch's numbering.
+  c.data.train_on = ("train",)
   # Splits that are reported; `select` alone is ever chosen on.
   c.data.report_splits = ("select",)
   c.data.augment = ml_collections.ConfigDict()

@@ -18,6 +18,9 @@ class Hidden:
     source: with examples.
     parts: some of `PARTS`.
 
+  Attributes:
+    answers: the source's; see `sources.PreparedSource`.
+
   Raises:
     UserError: a part that the examples do not have.
   """
@@ -26,6 +29,7 @@ class Hidden:
     self, source: sources.RandomAccessSource, parts: Collection[str]
   ):
     self._source = source
+    self.answers = getattr(source, "answers", ())
     self._pictures = set(parts) - {"text"}
     self._text = "text" in parts
     for part in sorted(self._pictures - source[0].keys()):

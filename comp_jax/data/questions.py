@@ -63,13 +63,21 @@ class Builder(records.Builder, skip_registration=True):
     )
 
   def _generators(
-    self, splits: Mapping[str, Sequence[Question]]
+    self,
+    splits: Mapping[str, Sequence[Question]],
+    answers: Sequence[str] = (),
   ) -> dict[str, Iterator[tuple[str, dict]]]:
-    """The examples of each split."""
+    """The examples of each split.
+
+    Args:
+      splits: their questions.
+      answers: that may be ranked, the first ones first; train's by default.
+    """
     images = sorted({q.image for split in splits.values() for q in split})
     concepts = {image: index for index, image in enumerate(images)}
     usual, best = _most_frequent(splits["train"])
-    self.info.metadata["answers"] = best
+    self._best = best[0]
+    self.info.metadata["answers"] = list(answers) or best
     return {
       name: self._generate_examples(split, concepts, usual)
       for name, split in splits.items()
@@ -81,7 +89,6 @@ class Builder(records.Builder, skip_registration=True):
     concepts: Mapping[str, int],
     usual: Mapping[str, str],
   ) -> Iterator[tuple[str, dict]]:
-    best = self.info.metadata["answers"][0]
     for question in questions:
       path = question.root / question.image
       yield (
@@ -93,7 +100,7 @@ class Builder(records.Builder, skip_registration=True):
           "id": question.id,
           "answers": question.answers,
           "weight": question.weight,
-          "blind": usual.get(question.text, best),
+          "blind": usual.get(question.text, self._best),
         },
       )
 

@@ -6,8 +6,10 @@ COMP_JAX_CACHE), in a folder named by a digest of the source, so two sources
 never share one.
 """
 
+import bisect
 import contextlib
 import fcntl
+import itertools
 import os
 import pathlib
 import shutil
@@ -120,6 +122,28 @@ class PreparedSource:
       "concept": int(record["concept"]),
       "id": record["id"].decode(),
     }
+
+
+class Joined:
+  """Several sources as one, in their order.
+
+  Attributes:
+    answers: of the first one; see `PreparedSource`.
+  """
+
+  def __init__(self, parts: Sequence[RandomAccessSource]):
+    self._parts = tuple(parts)
+    self.answers = getattr(self._parts[0], "answers", ())
+    self._starts = tuple(itertools.accumulate(map(len, self._parts), initial=0))
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def __getitem__(self, index: int) -> Example:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    part = bisect.bisect_right(self._starts, index) - 1
+    return self._parts[part][index - self._starts[part]]
 
 
 class Decoded:

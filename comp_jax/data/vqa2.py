@@ -23,6 +23,8 @@ _QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 _ANNOTATIONS = "v2_mscoco_{}_annotations.json"
 _LIST = "vqa_{}.json"
 _GENOME = "vg_qa.json"
+# Of BLIP's authors: the answers that are ranked.
+_ANSWERS = "answer_list.json"
 _ROOTS = (".", "images")
 _GENOME_ROOTS = (".", "images", "visual_genome")
 # What the one answer to a question of Visual Genome weighs.
@@ -39,6 +41,9 @@ class Vqa2(questions.Builder):
   photo is stored with each of its questions (about 110 GB without Visual
   Genome).
 
+  The answers that are ranked are those of answer_list.json where it is there,
+  else train's most frequent ones.
+
   `test` and `test-dev`, where their files are there, have questions alone.
   They are read where they lie.
   """
@@ -46,7 +51,8 @@ class Vqa2(questions.Builder):
   NEEDS = (
     f"VQAv2's {_QUESTIONS.format('train2014')},"
     f" {_ANNOTATIONS.format('train2014')} and both of val2014; or"
-    f" {_LIST.format('train')} and {_LIST.format('val')}; {_GENOME} too; and"
+    f" {_LIST.format('train')} and {_LIST.format('val')}; {_GENOME} and"
+    f" {_ANSWERS} (what is ranked) too; and"
     " the photos as train2014/ and val2014/ below it or images/ (Visual"
     " Genome's below it, images/ or visual_genome/); for the splits test and"
     f" test-dev {_QUESTIONS.format('test2015')} (or {_LIST.format('test')}) and"
@@ -57,7 +63,7 @@ class Vqa2(questions.Builder):
 
   @classmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
-    files = _files(source, ("train", "val", "genome"))
+    files = _files(source, ("train", "val", "genome", "answers"))
     if not {"train", "val"} <= files.keys():
       return None
     paths = [path for group in files.values() for path in group]
@@ -75,7 +81,8 @@ class Vqa2(questions.Builder):
         "train": train + splits.get("genome", []),
         "select": select,
         "val": splits["val"],
-      }
+      },
+      _listed(self._source / _ANSWERS),
     )
 
   def unprepared(self) -> dict[str, questions.Unanswered]:
@@ -120,8 +127,8 @@ def cleaned(question: str) -> str:
 
 def _choices(split: str) -> Sequence[Sequence[str]]:
   """Names of the files that a split may come in."""
-  if split == "genome":
-    return [[_GENOME]]
+  if split in ("genome", "answers"):
+    return [[_GENOME if split == "genome" else _ANSWERS]]
   part = f"{split}{_YEARS[split]}"
   official = [_QUESTIONS.format(part), _ANNOTATIONS.format(part)]
   return [official[:1] if split in _TEST else official, [_LIST.format(split)]]
@@ -139,6 +146,16 @@ def _files(
         found[split] = paths
         break
   return found
+
+
+def _listed(path: pathlib.Path) -> list[str]:
+  """The answers of a list, nothing where it is not there."""
+  if not path.is_file():
+    return []
+  answers = records.read_entries(path, "answers")
+  if not all(isinstance(a, str) and a for a in answers):
+    raise errors.UserError(f"{path} is not a list of answers, each a text.")
+  return list(dict.fromkeys(answers))
 
 
 def _parsed(

@@ -140,19 +140,35 @@ def open_data(
     tokenizer: of the model; None trains one on the training texts.
 
   Raises:
-    UserError: missing data, a split that they do not have, or one to report
-      on that has no answers.
+    UserError: missing data, a split that they do not have, one that has no
+      answers to learn or to report, or one that is both trained and chosen or
+      reported on.
   """
   name = config.data.name
   splits = sources.open_source(name, dir=config.data.dir or None)
-  for split in ("train", "select", *config.data.report_splits):
+  reported, trained = config.data.report_splits, config.data.train_on
+  for split in ("train", "select", *reported, *trained):
     check_split(splits, split, name)
     lacking = splits["train"][0].keys() - splits[split][0].keys()
     if wanted := [_EXTRAS[key] for key in sorted(lacking & _EXTRAS.keys())]:
+      field, use = ("train_on", "learnt from")
+      if split in reported:
+        field, use = ("report_splits", "measured on")
       raise errors.UserError(
-        f"config.data.report_splits: {split} of {name} has no "
-        f"{' and '.join(wanted)}, so nothing can be measured on it"
+        f"config.data.{field}: {split} of {name} has no "
+        f"{' and '.join(wanted)}, so nothing can be {use} it"
       )
+  if not trained:
+    raise errors.UserError("config.data.train_on names no split")
+  # Measuring what was learnt is a question of its own; choosing on it is none.
+  both = sorted(({"select", *reported} - {"train"}) & set(trained))
+  if both:
+    raise errors.UserError(
+      f"config.data.train_on: {', '.join(both)} would be trained on, and "
+      "choices or reports need data that were not"
+    )
+  joined = sources.Joined([splits[split] for split in trained])
+  splits = {**splits, "train": joined}
   if tokenizer is None:
     words = _words(splits["train"])
     tokenizer = tokenizers.train_wordpiece(words, vocab_size=2048)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from comp_jax import errors
-from comp_jax.data import hidden, images
+from comp_jax.data import hidden, images, sources
 
 EXAMPLES = [
   {
@@ -33,6 +33,16 @@ def test_a_hidden_part_is_alike_in_all_examples_and_the_rest_stays(parts):
       np.testing.assert_array_equal(images.resize(seen[name], 4), 128)
     if "text" in parts:
       assert seen["captions"] == ["", ""]
+
+
+def test_what_is_ranked_stays():
+  source = sources.PreparedSource(EXAMPLES, ["yes", "no"])
+  assert hidden.Hidden(EXAMPLES, {"text"}).answers == ()
+  joined = sources.Joined([source, EXAMPLES])
+  assert joined.answers == source.answers == ("yes", "no")
+  pair = [{**EXAMPLES[0]}]
+  named = type("Source", (list,), {"answers": ("yes",)})(pair)
+  assert hidden.Hidden(named, {"text"}).answers == ("yes",)
 
 
 def test_a_part_that_is_not_there_is_named():

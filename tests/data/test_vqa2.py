@@ -71,6 +71,25 @@ def _genome(folder):
   (folder / "vg_qa.json").write_text(json.dumps([row]))
 
 
+def test_listed_answers_are_those_that_are_ranked(tmp_path):
+  _photos(tmp_path)
+  _official(tmp_path)
+  path = tmp_path / "answer_list.json"
+  path.write_text(json.dumps(["maybe", "no", "no", "yes"]))
+  splits = _open(tmp_path)
+  assert splits["val"].answers == ("maybe", "no", "yes")
+  # What train answers most often is not taken from the list.
+  assert splits["val"][0]["blind"] == "yes"
+  # Another list is another data set.
+  path.write_text(json.dumps(["no"]))
+  assert _open(tmp_path)["val"].answers == ("no",)
+  path.write_text(json.dumps(["no", 3]))
+  with pytest.raises(errors.UserError, match="answer_list.json is not a list"):
+    _open(tmp_path)
+  path.unlink()
+  assert _open(tmp_path)["val"].answers == ("yes", "no")
+
+
 def _open(folder):
   return sources.open_source("vqa2", dir=str(folder))
 

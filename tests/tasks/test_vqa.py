@@ -197,3 +197,15 @@ def test_answers_are_chosen_among_those_of_train():
       shared, batches.tokenizer.encode(Source.answers[:3], 4), strict=True
     ):
       np.testing.assert_array_equal(array, expected)
+
+
+def test_an_answer_that_is_not_listed_is_not_answered_right():
+  answers = [["cats"] * 10, ["no"] * 10, ["a cat"] * 8 + ["yes"] * 2]
+  batches = _batches([{"answers": each, "blind": "no"} for each in answers])
+  assert not {"cats", "a cat"} & set(Source.answers)
+  chosen = iter(jnp.asarray([[0, 1], [0, 0]]))
+  predict = lambda *_: (next(chosen), jnp.zeros(2))  # noqa: E731
+  options = task.Options(rank=3, answer_length=4)
+  found = vqa.build(options).evaluate(predict, batches)
+  # What two of ten annotators said counts 0.6.
+  np.testing.assert_allclose(found.examples["accuracy"], [0.0, 1.0, 0.6])

@@ -33,13 +33,46 @@ _DTYPES = {
   "ByteStorage": np.dtype("<u1"),
   "BoolStorage": np.dtype("?"),
 }
-# Options that authors saved beside the weights: read as something that holds
-# nothing and does nothing.
-_INERT = ("argparse", "ruamel", "yaml", "easydict", "omegaconf", "torch.optim")
+# What authors saved beside the weights (options, counters, best scores) is read
+# as something that does nothing. All of these packages; nothing imports them.
+_INERT = (
+  "argparse",
+  "datetime",
+  "easydict",
+  "numpy",
+  "omegaconf",
+  "pathlib",
+  "ruamel",
+  "torch.optim",
+  "yaml",
+)
+_BUILTINS = (
+  *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset"),
+  *("int", "list", "long", "object", "range", "set", "slice", "str", "tuple"),
+  *("unicode", "xrange"),
+)
+# And these names of modules that hold more; `__builtin__` is of old pickles.
+_INERT_NAMES = {
+  "__builtin__": _BUILTINS,
+  "builtins": _BUILTINS,
+  # Bytes, in the pickles of torch.save.
+  "_codecs": ("encode",),
+  "collections": ("Counter", "defaultdict", "deque"),
+  "torch": (
+    *("bfloat16", "bool", "device", "float16", "float32", "float64"),
+    *("int16", "int32", "int64", "int8", "uint8"),
+  ),
+}
 
 
 class _Inert(dict):
-  """Stands for an object that nobody needs."""
+  """Stands for an object that nobody needs; what it was made of is lost.
+
+  As a dict it takes the entries of one (a defaultdict may hold the weights),
+  and it can be a key, as a number of NumPy can.
+  """
+
+  __hash__ = object.__hash__
 
   def __init__(self, *args, **kwargs):
     super().__init__()
@@ -52,6 +85,10 @@ class _Inert(dict):
 
   def extend(self, values):
     pass
+
+
+class _RefusedError(Exception):
+  """A pickle asks for more than tensors and what may lie beside them."""
 
 
 class _Module:
@@ -83,9 +120,9 @@ class _Unpickler(pickle.Unpickler):
       return _Module
     if module == "torch.jit._pickle" and name.startswith("build_"):
       return lambda data, *_: data
-    if module.split(".")[0] in _INERT or module.startswith(_INERT):
+    if module.startswith(_INERT) or name in _INERT_NAMES.get(module, ()):
       return _Inert
-    raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+    raise _RefusedError(f"it asks for {module}.{name}")
 
   def persistent_load(self, pid: Any) -> np.ndarray:
     _, kind, key, _, count = pid
@@ -129,7 +166,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
       f"{path}: not a whole PyTorch file ({error}); fetch it again. Files of "
       "PyTorch before 1.6 are saved anew with torch.save"
     ) from error
-  except pickle.UnpicklingError as error:
+  except _RefusedError as error:
     raise errors.UserError(
       f"{path}: refused, since {error}, which is more than tensors; save its "
       "state_dict alone with torch.save"
@@ -149,7 +186,7 @@ def _read(archive: zipfile.ZipFile) -> Any:
   names = archive.namelist()
   found = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
   if len(found) != 1:
-    raise pickle.UnpicklingError("it has no data.pkl, so it is no torch.save")
+    raise ValueError("it has no data.pkl, so it is no torch.save")
   root = found[0].removesuffix("data.pkl")
   storages = {}
 
@@ -174,7 +211,8 @@ def _tensors(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
     return {}
   if not prefix:
     for key in ("model", "state_dict", "module"):
-      if isinstance(tree.get(key), Mapping | _Module):
+      # Something inert may have the name: it is empty.
+      if isinstance(tree.get(key), Mapping | _Module) and tree[key] != {}:
         return _tensors(tree[key])
   arrays = {}
   for key, value in tree.items():

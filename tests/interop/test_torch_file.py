@@ -1,7 +1,10 @@
 """Files of PyTorch: every tensor as torch reads it, and no code is run."""
 
 import argparse
+import collections
+import datetime
 import os
+import pathlib
 import pickle
 import sys
 import types
@@ -59,7 +62,7 @@ def test_each_dtype_equals_torchs(name, tmp_path):
     values = values.abs()
   tensor = values.to(getattr(torch, name))
   tensors = {"matrix": tensor, "scalar": tensor[1, 0].clone()}
-  tensors["nothing"] = tensor[:0].clone()
+  tensors |= {"none": tensor[:0].clone(), "thin": tensor[:, :0].clone()}
   torch.save(tensors, tmp_path / "x.pth")
   _equal(tmp_path / "x.pth", tensors)
 
@@ -174,6 +177,8 @@ def test_what_a_pickle_asks_for_is_not_run(tmp_path):
     (_Evil(eval, python), "eval"),
     (_Evil(exec, python), "exec"),
     (_Evil(open, str(sentinel), "w"), "open"),
+    # Below what is read as inert as well.
+    (_Evil(collections.Counter, _Evil(os.system, shell)), "system"),
   ):
     for content in (
       evil,
@@ -184,7 +189,11 @@ def test_what_a_pickle_asks_for_is_not_run(tmp_path):
       torch.save(content, path)
       _refused(path, "refused, since it asks for", named)
       assert not sentinel.exists()
-  # The same file run by pickle itself: the sentinel would have appeared.
+  # A function among what is inert is not called either.
+  evil = _Evil(np.savetxt, str(sentinel), [1.0])
+  torch.save({"model": {"w": torch.ones(2)}, "config": evil}, path)
+  assert list(torch_file.load(path)) == ["w"] and not sentinel.exists()
+  # What pickle itself would have done.
   pickle.loads(pickle.dumps(_Evil(os.system, shell)))
   assert sentinel.exists()
 
@@ -245,14 +254,60 @@ def test_config_objects_are_inert(module, monkeypatch, tmp_path):
   _refused(tmp_path / "alone.pth", "holds no state dict of tensors")
 
 
-def test_options_and_states_of_optimisers_are_inert(tmp_path):
+def test_options_and_optimisers_are_inert(tmp_path):
   state = {"w": torch.nn.Parameter(torch.ones(2))}
   optimizer = torch.optim.SGD(state.values(), lr=0.1)
   content = {
     "args": argparse.Namespace(lr=0.1, model={"w": torch.zeros(9)}),
-    "optimizer": optimizer.state_dict(),
+    "optimizer": optimizer,
+    "optimizer_state": optimizer.state_dict(),
     "model": state,
   }
+  torch.save(content, tmp_path / "x.pth")
+  _equal(tmp_path / "x.pth", state)
+
+
+EXTRAS = {
+  "score": np.float64(3.2),
+  "array": np.arange(3),
+  "type": np.dtype("float32"),
+  "random": np.random.default_rng(0),
+  "meters": collections.defaultdict(list, loss=[1.0]),
+  "counts": collections.Counter("aab"),
+  "recent": collections.deque([1.0], maxlen=5),
+  "seen": {1, 2},
+  "frozen": frozenset("a"),
+  "complex": 1j,
+  "raw": b"bytes",
+  "range": range(3),
+  "when": datetime.datetime(2024, 1, 1),
+  "where": pathlib.PurePosixPath("runs/1"),
+  "device": torch.device("cpu"),
+  "dtype": torch.float32,
+  "by_epoch": {np.int64(1): 0.5, np.int64(2): 0.7},
+}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_harmless_extras_are_left_out(name, tmp_path):
+  state = {"w": torch.ones(2)}
+  torch.save({name: EXTRAS[name], "model": state}, tmp_path / "x.pth")
+  _equal(tmp_path / "x.pth", state)
+  torch.save({**state, name: EXTRAS[name]}, tmp_path / "x.pth")
+  _equal(tmp_path / "x.pth", state)
+
+
+def test_a_state_dict_may_be_a_defaultdict(tmp_path):
+  state = {"w": torch.ones(2)}
+  content = collections.defaultdict(dict, model=collections.defaultdict(int))
+  content["model"].update(state)
+  torch.save(content, tmp_path / "x.pth")
+  _equal(tmp_path / "x.pth", state)
+
+
+def test_an_inert_model_does_not_hide_the_state_dict(tmp_path):
+  state = {"w": torch.ones(2)}
+  content = {"model": np.str_("vit_base"), "state_dict": state}
   torch.save(content, tmp_path / "x.pth")
   _equal(tmp_path / "x.pth", state)
 

@@ -17,6 +17,9 @@ from comp_jax import errors
 from comp_jax.data import images
 
 _LISTED = 5
+# Photos that tell where the photos are: one alone may be what is missing, and
+# all of them would be looked for under every root.
+_SAMPLED = 500
 
 
 def hold_out(ids: Iterable[str], count: int) -> set[str]:
@@ -82,17 +85,22 @@ def read_entries(path: pathlib.Path, key: str) -> list:
 def photo_folder(
   source: pathlib.Path, roots: Sequence[str], photos: Sequence[str]
 ) -> pathlib.Path:
-  """The folder that has all photos: the first of `roots` with the first one.
+  """The folder that has all photos: of `roots`, the one that has most.
 
   Args:
     source: the data set's folder.
-    roots: folders below it.
+    roots: folders below it; the folder itself is looked at last.
     photos: paths below one of them.
 
   Raises:
     UserError: photos that are missing.
   """
-  root = next((r for r in roots if (source / r / photos[0]).is_file()), ".")
+  sample = photos[:: max(1, len(photos) // _SAMPLED)]
+  there = {
+    root: sum((source / root / photo).is_file() for photo in sample)
+    for root in (*roots, ".")
+  }
+  root = max(there, key=there.get)
   missing = [photo for photo in photos if not (source / root / photo).is_file()]
   if missing:
     raise errors.UserError(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from comp_jax import errors
-from comp_jax.data import sources, texts
+from comp_jax.data import records, sources, texts
 from tests.data import conftest
 
 PHOTOS = {
@@ -113,6 +113,27 @@ def test_captions_are_cleaned_as_blips_authors_do():
   text = 'A (red) bus: "No. 5"; it\'s ~fast~!\n'
   assert texts.cleaned(text, 30) == "a red bus no 5 it's fast"
   assert texts.cleaned("word " * 40, 30) == " ".join(["word"] * 30)
+
+
+def test_one_missing_photo_does_not_hide_where_the_others_are(
+  tmp_path, monkeypatch
+):
+  """Whichever it is; also where a stray copy lies beside the annotations."""
+  _photos(tmp_path, "flickr30k")
+  _whole(tmp_path, "flickr30k")
+  folder = tmp_path / "flickr30k-images"
+  # Every photo is looked at, then one in two.
+  for sampled in (500, 8):
+    monkeypatch.setattr(records, "_SAMPLED", sampled)
+    for name in ("t0.jpg", "t1.jpg", "e1.jpg"):
+      (folder / name).rename(tmp_path / name)
+      with pytest.raises(errors.UserError, match=f" 1 photos .*first {name}"):
+        _open(tmp_path, "flickr30k")
+      (tmp_path / name).rename(folder / name)
+  for path in folder.iterdir():
+    path.unlink()
+  with pytest.raises(errors.UserError, match="17 photos .* first t0.jpg, t1"):
+    _open(tmp_path, "flickr30k")
 
 
 def test_what_is_wrong_is_named(tmp_path):

@@ -82,6 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.recipe.prunes = ml_collections.config_dict.placeholder(str)
   c.recipe.accumulate = ml_collections.config_dict.placeholder(str)
   c.recipe.fade = ml_collections.config_dict.placeholder(str)
+  c.recipe.unit_cost = ml_collections.config_dict.placeholder(str)
   # Fields of core.mps.Options.
   c.recipe.strategy = ml_collections.ConfigDict()
   c.recipe.strategy.explore = ml_collections.config_dict.placeholder(float)

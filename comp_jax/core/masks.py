@@ -48,9 +48,14 @@ def soft(
   UPop's smooth schedule (spec `upop.md` 1.3): a marked unit is worth
   1 - sin(pi/2 * progress), exactly 0 at the end.
   """
+  lost = gone(progress)
+  return jax.tree.map(lambda x, m: x * (1.0 - m * lost), live, marked)
+
+
+def gone(progress: Float[Array, ""] | float) -> Float[Array, ""]:
+  """sin(pi/2 * progress), exactly 1 at the end."""
   progress = jnp.asarray(progress, jnp.float32)
-  gone = jnp.where(progress >= 1, 1.0, jnp.sin(jnp.pi / 2 * progress))
-  return jax.tree.map(lambda x, m: x * (1.0 - m * gone), live, marked)
+  return jnp.where(progress >= 1, 1.0, jnp.sin(jnp.pi / 2 * progress))
 
 
 def removable(
@@ -96,6 +101,47 @@ def mark_lowest(
   # Rounding of the float32 sums must not add one more unit.
   take = eligible & (before < need * (1 - 1e-6))
   return jnp.zeros(take.shape, bool).at[order].set(take)
+
+
+def upop_weight(group: groups_lib.Group) -> float:
+  """What a unit counts in UPop's code: 36 a head channel, 1 a neuron.
+
+  36 are the rows of 12 heads in q, k and v, whatever the number of heads (spec
+  `upop.md` 1.3). Where units are heads, a block counts as much as in channels.
+  """
+  if not group.indivisible:
+    return 1.0
+  return 36.0 * group.rows[-1] / group.units
+
+
+def mark_share(
+  score: Float[Array, " u"],
+  eligible: Bool[Array, " u"],
+  weight: Float[Array, " u"],
+  macs: Float[Array, " u"],
+  need: Float[Array, ""],
+  share: Float[Array, ""] | float,
+) -> Bool[Array, " u"]:
+  """UPop's marking: a fraction p * share of the weighted units.
+
+  In order of their scores, the unit at which the weights sum up to the fraction
+  most closely is the threshold; what scores lower goes (spec `upop.md` 1.3). p
+  is the largest fraction at which no more than `need` is saved.
+
+  Args:
+    score: comparable scores of all units.
+    eligible: units that may go; the others count all the same.
+    weight: what each unit counts; 0 for units of modes that do not prune.
+    macs: what each unit saves, in any unit of MACs.
+    need: MACs that the whole of p saves.
+    share: of p, in [0, 1].
+  """
+  order = jnp.argsort(jnp.where(weight > 0, score, jnp.inf))
+  total = jnp.cumsum(weight[order])
+  saved = jnp.cumsum(jnp.where(eligible, macs, 0.0)[order])
+  last = jnp.minimum(jnp.sum(saved <= need * (1 + 1e-6)), score.shape[0] - 1)
+  nearest = jnp.argmin(jnp.abs(total - share * total[last]))
+  return eligible & (score < score[order[nearest]])
 
 
 def flatten(

@@ -53,6 +53,7 @@ _RECIPES = (
     prunes="params",
     accumulate="search",
     fade="search",
+    unit_cost="upop",
     **_PLAIN,
   ),
   # Tokens alone; neurons by magnitude only make up the last MACs.

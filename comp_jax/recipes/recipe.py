@@ -15,6 +15,7 @@ SCHEDULES = (
 # Those that choose a mode by what it costs.
 WEIGHING = ("mps", "lookahead")
 SPANS = ("stage", "search")
+UNIT_COSTS = ("macs", "upop")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,9 @@ class Recipe:
       `search` (UPop): every stage marks anew among all units, so that units
       come back; all marked ones are worth the same, 0 at the end, and their
       MACs rise along a sine.
+    unit_cost: what of a unit rises along that sine: its `macs`, or what it
+      counts in the code of `upop`: of the fraction p of the units, so counted,
+      that meets the target, each stage marks its share.
     strategy: constants of MPS.
   """
 
@@ -60,6 +64,7 @@ class Recipe:
   prunes: str = "all"
   accumulate: str = "stage"
   fade: str = "stage"
+  unit_cost: str = "macs"
   strategy: mps.Options = mps.Options()
 
   def __post_init__(self):
@@ -80,6 +85,7 @@ class Recipe:
       ("prunes", ("params", "tokens", "vision_tokens", "all")),
       ("accumulate", SPANS),
       ("fade", SPANS),
+      ("unit_cost", UNIT_COSTS),
     ):
       value = getattr(self, field)
       if value not in known:
@@ -88,6 +94,15 @@ class Recipe:
       raise ValueError(
         "fade=search marks all units in every stage: it needs "
         f"schedule=together, not {self.schedule!r}"
+      )
+    if self.unit_cost == "upop" and (self.fade, self.prunes) != (
+      "search",
+      "params",
+    ):
+      raise ValueError(
+        "unit_cost=upop counts the units of a whole search: it needs "
+        f"fade=search and prunes=params, not {self.fade!r} and "
+        f"{self.prunes!r}; or set unit_cost=macs"
       )
 
   @property

@@ -104,7 +104,9 @@ class Stage(effects.Effects):
     selected = selected & active
     goal = self.goal(state, selected, removable)
     start = self.marked_from(state)
-    marked, thetas = self.propose(start, selected, goal, select, score_key)
+    marked, thetas = self.propose(
+      start, selected, goal, select, score_key, share=self.share(state)
+    )
     masks = self.faded(start, marked, 1.0)
 
     immediate, counts = self.validate(state.params, masks, thetas, select)

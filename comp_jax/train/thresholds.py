@@ -135,6 +135,8 @@ class Thresholds:
   def exhausted(self, removable: Float[Array, " m"]) -> Bool[Array, " m"]:
     """Modes that have nothing left to remove, or too little to be judged."""
     empty = removable < EXHAUSTED
+    if self.recipe.fade == "search":  # All units are marked, none is priced.
+      return empty
     step = STAGE_SHARE * removable
     small = empty | (step < self.settings.least_step * self.settings.stage_macs)
     return jnp.where(jnp.all(small), empty, small)
@@ -145,6 +147,12 @@ class Thresholds:
     planned = (1.0 - settings.target) / jnp.maximum(settings.stage_macs, 1e-9)
     planned = jnp.maximum(jnp.round(planned), 1.0)
     return jnp.minimum(state.strategy.stage / planned, 1.0)
+
+  def share(self, state: state_lib.SearchState) -> Float[Array, ""] | float:
+    """The part of the units that meet its goal which a stage marks."""
+    if self.recipe.unit_cost == "macs":
+      return 1.0
+    return masks_lib.gone(self.progress(state))
 
   def marked_from(self, state: state_lib.SearchState) -> state_lib.SearchState:
     """The state whose units a stage marks: all live ones again under UPop."""
@@ -172,6 +180,7 @@ class Thresholds:
     need: Float[Array, ""],
     key: Array,
     whole_heads: bool = True,
+    share: Float[Array, ""] | float = 1.0,
   ) -> Mapping:
     """1 for the units of the selected modes that go: the lowest-scored ones.
 
@@ -181,6 +190,7 @@ class Thresholds:
       need: MACs to remove, as a fraction of dense.
       key: for random scores.
       whole_heads: False takes neurons only.
+      share: the part of them that goes, by the recipe's `unit_cost`.
     """
     prunable = self.prunable
     groups = prunable.groups
@@ -194,16 +204,21 @@ class Thresholds:
 
     flat = lambda tree: masks_lib.flatten(groups, tree)  # noqa: E731
     modes = prunable_lib.group_modes(groups, prunable.modes)
-    heads = masks_lib.build(
-      groups, lambda g: jnp.full((g.layers, g.units), g.indivisible)
+    each = lambda of: flat(  # noqa: E731
+      masks_lib.build(groups, lambda g: jnp.full((g.layers, g.units), of(g)))
     )
-    marked = masks_lib.mark_lowest(
+    ordered = (
       flat(scores),
       flat(masks_lib.build(groups, eligible)) & selected[modes],
-      flat(unit_macs) / self.settings.dense_macs,
-      flat(heads),
-      need,
     )
+    macs = flat(unit_macs) / self.settings.dense_macs
+    heads = each(lambda g: g.indivisible)
+    marked = masks_lib.mark_lowest(*ordered, macs, heads, need)
+    if self.recipe.unit_cost == "upop":
+      weight = jnp.where(selected[modes], each(masks_lib.upop_weight), 0.0)
+      early = masks_lib.mark_share(*ordered, weight, macs, need, share)
+      # In the end neurons make up what the next unit would overshoot.
+      marked = jnp.where(share < 1, early, marked)
     return masks_lib.unflatten(groups, marked.astype(jnp.float32))
 
   def move_thetas(
@@ -307,11 +322,13 @@ class Thresholds:
     select: Mapping,
     key: Array,
     back: Bool[Array, ""] | bool = False,
+    share: Float[Array, ""] | float = 1.0,
   ) -> tuple[Mapping, Mapping]:
     """Units to mark and thresholds that bring the MACs down to `goal`.
 
     Where parameters and tokens are selected together, each removes half,
-    parameters more where the tokens cannot. `back`: see `move_thetas`.
+    parameters more where the tokens cannot. `back`: see `move_thetas`; of the
+    units a `share` alone.
     """
     is_token, removable = self.is_token, self.removable(state)
     total = jnp.maximum(state.macs - goal, 0.0)
@@ -320,7 +337,7 @@ class Thresholds:
     by_tokens = jnp.sum(jnp.where(selected & is_token, removable, 0.0))
     half = jnp.maximum(total / 2, total - STAGE_SHARE * by_tokens)
     need = jnp.where(units, jnp.where(tokens, half, total), 0.0)
-    marked = self.mark(state, selected, need, key)
+    marked = self.mark(state, selected, need, key, share=share)
     masks = masks_lib.soft(state.masks, marked, 1.0)
     thetas = self.move_thetas(state, masks, selected, goal, select, back)
     return marked, thetas
@@ -331,9 +348,14 @@ class Thresholds:
     selected: Bool[Array, " m"],
     removable: Float[Array, " m"],
   ) -> Float[Array, ""]:
-    """The MACs that a stage of the selected modes aims at."""
+    """The MACs that a stage of the selected modes aims at.
+
+    Under UPop's count all of them aim at the target, each for its `share`.
+    """
     if self.recipe.fade == "search":
-      gone = jnp.sin(jnp.pi / 2 * self.progress(state))
+      gone = masks_lib.gone(self.progress(state))
+      if self.recipe.unit_cost == "upop":
+        gone = 1.0
       goal = 1.0 - gone * (1.0 - self.settings.target)
       return jnp.where(jnp.any(selected), goal, state.macs)
     share = STAGE_SHARE * jnp.sum(jnp.where(selected, removable, 0.0))

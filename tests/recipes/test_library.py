@@ -106,6 +106,8 @@ def test_a_recipe_knows_its_kind_of_modes():
     {"accumulate": "guess"},
     {"fade": "guess"},
     {"fade": "search"},
+    {"unit_cost": "guess"},
+    {"unit_cost": "upop"},
   ],
 )
 def test_wrong_fields_are_named(fields):

@@ -1,7 +1,7 @@
-"""UPop against a NumPy reading of its pseudo code (spec `upop.md` 1.4).
+"""UPop with `unit_cost=macs` against a NumPy reading of its pseudo code.
 
-A unit counts its MACs where the authors' code counts 36 and 1, so that p is
-found for the MACs that a stage aims at.
+A unit counts its MACs where the authors' code counts 36 and 1 (spec `upop.md`
+1.4), so that p is found for the MACs that a stage aims at.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def _named(groups, tree):
 )
 @pytest.mark.parametrize("need", [0.1, 0.3])
 def test_marked_units_are_those_of_the_pseudo_code(make, need):
-  model, recipe = make(), library.build("upop")
+  model, recipe = make(), library.build("upop", {"unit_cost": "macs"})
   prunable = families.prunable(model, min_neurons=1)
   stage = stage_lib.Stage(
     objective=step.Objective(prunable=prunable, loss=retrieval.loss),
@@ -123,7 +123,7 @@ def test_marked_units_are_those_of_the_pseudo_code(make, need):
 def test_a_search_is_the_pseudo_code_stage_by_stage():
   """With frozen weights: gradients pile up, units come back, MACs arrive."""
   stage = dataclasses.replace(
-    kit.make_stage("upop", ratio=0.3, stages=STAGES),
+    kit.make_stage("upop", ratio=0.3, stages=STAGES, unit_cost="macs"),
     optimizer=optax.set_to_zero(),
   )
   groups, select = stage.prunable.groups, kit.select()

@@ -52,6 +52,8 @@ def test_an_empty_text_drops_no_token(readout, rule, combine, theta, inputs):
   counts = np.asarray(aux["text"]["counts"]).reshape(3, -1, 3)
   assert np.all(counts[:2] == 2)
   assert np.all(counts[2, :, -1] < kit.LENGTH)  # The other one loses some.
+  # Nothing to choose from: no score either, rather than 0 / 0.
+  assert np.all(np.isfinite(aux["text"]["scores"]))
   for name, value in output.items():
     if np.ndim(value):
       assert np.all(np.isfinite(value[:2])), name

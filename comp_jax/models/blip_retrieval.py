@@ -36,7 +36,7 @@ class Retrieval(blip.Matching):
 
   def scale(self) -> Float[Array, ""]:
     """The factor of similarities, within the authors' bounds."""
-    return 1.0 / jnp.clip(self.temperature, 0.001, 0.5)
+    return 1.0 / two_tower.within(self.temperature, 0.001, 0.5)
 
   def encode_image(
     self,

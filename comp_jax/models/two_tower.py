@@ -1,12 +1,14 @@
 """A CLIP-like two-tower model and its MACs."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, ArrayLike, Float, Num
 
 from comp_jax.core import cost, importance
 from comp_jax.models import bert, clip_text, specs, towers, vit
@@ -34,8 +36,8 @@ class TwoTower(nn.Module):
     )
 
   def scale(self) -> Float[Array, ""]:
-    """The factor of similarities; clipped at 100, as CLIP."""
-    return jnp.exp(jnp.clip(self.logit_scale, 0.0, 4.6052))
+    """The factor of similarities; at most 100, as CLIP."""
+    return jnp.exp(within(self.logit_scale, 0.0, 4.6052))
 
   def encode_image(
     self,
@@ -102,6 +104,31 @@ class TwoTower(nn.Module):
       "logit_scale": self.scale(),
     }
     return output, {"vision": vision_aux, "text": text_aux}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def within(
+  x: Float[ArrayLike, ""], low: float, high: float
+) -> Float[Array, ""]:
+  """x in its bounds; beyond them its gradient leads back alone.
+
+  The published code sets the weight itself back before each step, so that it
+  never gets stuck there as it would where clipping has no gradient.
+  """
+  return jnp.clip(x, low, high)
+
+
+def _within_forward(x, low, high):
+  return within(x, low, high), x
+
+
+def _within_backward(low, high, x, cotangent):
+  # Descent moves x against its gradient.
+  further = jnp.where(x > high, cotangent < 0, (x < low) & (cotangent > 0))
+  return (jnp.where(further, 0.0, cotangent),)
+
+
+within.defvjp(_within_forward, _within_backward)
 
 
 def unit(x: Float[Array, "b p"]) -> Float[Array, "b p"]:

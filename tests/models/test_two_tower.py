@@ -347,3 +347,23 @@ def test_bytes_are_normalised_by_the_spec():
   expected, _ = kit.apply(model, params, {**BATCH, "image": floats})
   output, _ = kit.apply(model, params, BATCH)
   close(output, expected)
+
+
+@pytest.mark.parametrize(
+  ("x", "slope", "gradient"),
+  [
+    (0.3, 2.0, 2.0),
+    (0.3, -2.0, -2.0),
+    # Beyond a bound descent may lead back, and not on.
+    (0.7, 2.0, 2.0),
+    (0.7, -2.0, 0.0),
+    (0.0, -2.0, -2.0),
+    (0.0, 2.0, 0.0),
+    (0.5, -2.0, -2.0),
+  ],
+)
+def test_a_temperature_beyond_its_bounds_comes_back(x, slope, gradient):
+  bounded = lambda x: slope * two_tower.within(x, 0.1, 0.5)  # noqa: E731
+  value, found = jax.value_and_grad(bounded)(jnp.float32(x))
+  assert float(value) == pytest.approx(slope * min(max(x, 0.1), 0.5))
+  assert float(found) == gradient

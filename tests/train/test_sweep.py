@@ -64,9 +64,9 @@ def tuning(seed):
   )
 
 
-def make(devices=1, recipe="comp", members=MEMBERS):
+def make(devices=1, recipe="comp", members=MEMBERS, cost="eq8"):
   return sweep.Sweep(
-    stage=kit.make_stage(recipe, ratio=0.5, stages=STAGES),
+    stage=kit.make_stage(recipe, ratio=0.5, stages=STAGES, cost=cost),
     num_stages=STAGES,
     plan=PLAN,
     optimizer=optimizer,
@@ -204,9 +204,17 @@ def test_a_member_that_diverges_is_named_and_the_others_go_on(swept, tmp_path):
     )
 
 
-@pytest.mark.parametrize("recipe", ["upop", "sjp_tokens_first"])
-def test_other_recipes_can_be_swept(recipe):
-  swept = make(recipe=recipe)
+@pytest.mark.parametrize(
+  ("recipe", "cost"),
+  [
+    ("upop", "eq8"),
+    ("sjp_tokens_first", "eq8"),
+    ("comp", "paired"),
+    ("comp_lookahead", "paired"),
+  ],
+)
+def test_other_recipes_and_costs_can_be_swept(recipe, cost):
+  swept = make(recipe=recipe, cost=cost)
   params = families.initial_params(kit.spec(), 0)
   values, select = swept.values(), kit.select()
   states = jax.eval_shape(swept.initial, params, select)

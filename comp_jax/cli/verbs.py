@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module.add(verbs)
   argv = sys.argv[1:] if argv is None else argv
   changes = [each for each in argv if configs.changed(each)]
+  for each, value in zip(argv, argv[1:], strict=False):
+    if each in changes and "=" not in each and not value.startswith("-"):
+      parser.error(f"write {each}={value}, with an equals sign")
   # Before argparse, which takes one with a space for another option's value.
   arguments = parser.parse_args([each for each in argv if each not in changes])
   if hasattr(arguments, "changes"):

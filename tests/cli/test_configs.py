@@ -72,6 +72,10 @@ def test_verbs_take_single_values(monkeypatch, tmp_path, capsys):
     assert verbs.main([*command, "--split", "test", *changes]) == 2
     assert seen.pop() == (EMOJI, changes)
   with pytest.raises(SystemExit):
+    verbs.main([*command, "--config.seed", "3"])
+  said = "write --config.seed=3, with an equals sign"
+  assert said in capsys.readouterr().err
+  with pytest.raises(SystemExit):
     verbs.main([*command, "--cofnig.task.rank=0"])
   with pytest.raises(SystemExit):
     # A verb without a config.

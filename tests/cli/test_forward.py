@@ -87,7 +87,7 @@ def test_a_decoder_begins_as_its_pytorch_does(task, tmp_path, capsys):
   assert verbs.main(["convert", *options]) == 0
   check(folder, given)
   assert ("have padding" in capsys.readouterr().out) == (task == "vqa")
-  torch.save({"model": decoders._authors(model)}, tmp_path / "model.pth")
+  torch.save({"model": decoders.authors(model)}, tmp_path / "model.pth")
   check(tmp_path / "model.pth", batch, "--heads", "3", "4")
   shown = capsys.readouterr().out
   assert f"begin with {decoders.BOS}" in shown and "padding" not in shown

@@ -107,7 +107,7 @@ def prices(
 
   A remembered cost is that of units and tokens already gone, the least
   important ones, and it does not say which of them training brings back. With
-  gamma = 1 a mode's last half is as dear as the first half of its last half.
+  gamma = 1 a step is taken for twice as dear once half of the mode is gone.
 
   Args:
     cost: R[m]; one below 0 (a gain) shrinks towards 0.

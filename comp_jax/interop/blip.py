@@ -10,7 +10,7 @@ import numpy as np
 
 from comp_jax.interop import blip_towers as towers
 from comp_jax.interop import layouts
-from comp_jax.models import presets, specs
+from comp_jax.models import published, specs
 
 # Momentum twins and queues are reset before any use.
 _UNUSED = (
@@ -136,7 +136,7 @@ def caption(
   where: str,
   *,
   bos_id: int | None = None,
-  sep_id: int = presets.SEP,
+  sep_id: int = published.SEP,
   **untold: Any,
 ) -> tuple[specs.CaptionSpec, dict]:
   """The spec and the parameters of BLIP's captioning; see `matching`.
@@ -157,7 +157,7 @@ def vqa(
   where: str,
   *,
   bos_id: int | None = None,
-  sep_id: int = presets.SEP,
+  sep_id: int = published.SEP,
   **untold: Any,
 ) -> tuple[specs.VqaSpec, dict]:
   """The spec and the parameters of BLIP's question answering; see `caption`.
@@ -207,11 +207,11 @@ def _begins_enc(arrays) -> bool:
   return towers.names_of(arrays) is towers.ORIGINAL
 
 
-def _reader(readout, begins_enc, sep_id=presets.SEP):
+def _reader(readout, begins_enc, sep_id=published.SEP):
   """Makes the spec of a text encoder."""
 
   def make(vocab_size, **fields):
-    has_enc = begins_enc and vocab_size == presets.BLIP_WORDS
+    has_enc = begins_enc and vocab_size == published.BLIP_WORDS
     return specs.BertSpec(
       vocab_size=vocab_size,
       enc_id=vocab_size - 1 if has_enc else None,

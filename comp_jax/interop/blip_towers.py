@@ -11,7 +11,7 @@ import numpy as np
 
 from comp_jax import errors
 from comp_jax.interop import layouts, shapes
-from comp_jax.models import presets, specs
+from comp_jax.models import published, specs
 
 _HF_VIT = layouts.LayerNames(
   norm1="layer_norm1",
@@ -106,8 +106,8 @@ def read_specs(
     image_size=shapes.image_size(untold.image_size, grid, patch),
     patch_size=patch,
     encoder=untold.encoder(0, width, layers, norm_first=True),
-    mean=presets.CLIP_MEAN,
-    std=presets.CLIP_STD,
+    mean=published.CLIP_MEAN,
+    std=published.CLIP_STD,
     readout="tokens",
   )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from comp_jax import errors
 from comp_jax.interop import layouts, shapes
-from comp_jax.models import presets, specs
+from comp_jax.models import published, specs
 
 _HF_LAYER = layouts.LayerNames(
   norm1="layer_norm1",
@@ -190,8 +190,8 @@ def _spec(arrays, names, where, untold, eot_id):
       image_size=shapes.image_size(untold.image_size, grid, patch),
       patch_size=patch,
       encoder=encoder(0, "vision_layers", width),
-      mean=presets.CLIP_MEAN,
-      std=presets.CLIP_STD,
+      mean=published.CLIP_MEAN,
+      std=published.CLIP_STD,
       pre_norm=True,
       patch_bias=False,
     ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from comp_jax import errors
-from comp_jax.models import presets, specs
+from comp_jax.models import published, specs
 
 FILE = "config.json"
 _TOWERS = ("vision_config", "text_config")
@@ -30,8 +30,8 @@ _BLIP = (
   {"num_attention_heads": 8, "layer_norm_eps": 1e-12, "hidden_act": "gelu"},
 )
 _DECODER_IDS = {
-  "bos_token_id": presets.BLIP_WORDS - 2,
-  "sep_token_id": presets.SEP,
+  "bos_token_id": published.BLIP_WORDS - 2,
+  "sep_token_id": published.SEP,
 }
 
 

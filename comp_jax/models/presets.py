@@ -5,16 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from comp_jax.models import specs
-
-# Pixel statistics of CLIP's and BLIP's training images.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-# BLIP's words: bert-base-uncased's, then [DEC] and [ENC] (spec `upop.md` 3.3).
-BLIP_WORDS = 30524
-# [SEP] of bert-base-uncased.
-SEP = 102
+from comp_jax.models import published, specs
 
 
 def tiny(
@@ -38,15 +29,14 @@ def tiny(
   """
   return specs.TwoTowerSpec(
     vision=specs.VitSpec(
-      image_size=_multiple(image_size, 8),
+      image_size=published.multiple(image_size, 8),
       patch_size=8,
       encoder=specs.encoder(
         width=96,
         depth=6,
         heads=6,
         mlp=384,
-        norm_first=True,
-        norm_eps=1e-6,
+        **published.VIT,
         **options,
       ),
     ),
@@ -60,8 +50,7 @@ def tiny(
         depth=3,
         heads=6,
         mlp=384,
-        norm_first=False,
-        norm_eps=1e-12,
+        **published.BERT,
         **options,
       ),
     ),
@@ -104,9 +93,8 @@ def tiny_blip(
       depth=depth,
       heads=6,
       mlp=384,
-      norm_first=False,
-      norm_eps=1e-12,
       source_width=96,
+      **published.BERT,
       **more,
       **options,
     )
@@ -147,15 +135,14 @@ def dinov2_s14_minilm(
     raise ValueError(f"max_length must be in 1..512, not {max_length}")
   return specs.TwoTowerSpec(
     vision=specs.VitSpec(
-      image_size=_multiple(image_size, 14),
+      image_size=published.multiple(image_size, 14),
       patch_size=14,
       encoder=specs.encoder(
         width=384,
         depth=12,
         heads=6,
         mlp=1536,
-        norm_first=True,
-        norm_eps=1e-6,
+        **published.VIT,
         layer_scale=True,
         **options,
       ),
@@ -164,14 +151,13 @@ def dinov2_s14_minilm(
       vocab_size=30522,
       max_length=max_length,
       readout="mean",
-      sep_id=102,
+      sep_id=published.SEP,
       encoder=specs.encoder(
         width=384,
         depth=6,
         heads=12,
         mlp=1536,
-        norm_first=False,
-        norm_eps=1e-12,
+        **published.BERT,
         **options,
       ),
     ),
@@ -215,146 +201,6 @@ def dinov2_s14_minilm_itm(
   )
 
 
-def blip(
-  *,
-  family: str,
-  image_size: int = 384,
-  max_length: int = 512,
-  vision_width: int = 768,
-  vision_depth: int = 12,
-  joint_width: int = 256,
-  **options: Any,
-) -> specs.ModelSpec:
-  """A BLIP with ViT-B/16, or ViT-L/16 by its width and depth; BERT-base.
-
-  Args:
-    family: `matching`, `nlvr`, `retrieval`, `caption` or `vqa`.
-    image_size: side of the images, a multiple of 16.
-    max_length: rows of the text's position table.
-    vision_width: residual width of the vision tower.
-    vision_depth: its layers.
-    joint_width: width of the joint space (retrieval).
-    **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
-  """
-  vision = specs.VitSpec(
-    image_size=_multiple(image_size, 16),
-    patch_size=16,
-    encoder=specs.encoder(
-      width=vision_width,
-      depth=vision_depth,
-      heads=vision_width // 64,
-      mlp=4 * vision_width,
-      norm_first=True,
-      norm_eps=1e-6,
-      **options,
-    ),
-    mean=CLIP_MEAN,
-    std=CLIP_STD,
-    readout="tokens",
-  )
-
-  def words(source_width, **more):
-    return {
-      "vocab_size": BLIP_WORDS,
-      "max_length": max_length,
-      "encoder": specs.encoder(
-        width=768,
-        depth=12,
-        heads=12,
-        mlp=3072,
-        norm_first=False,
-        norm_eps=1e-12,
-        source_width=source_width,
-        **more,
-        **options,
-      ),
-    }
-
-  def reader(readout, **more):
-    return specs.BertSpec(
-      readout=readout, enc_id=BLIP_WORDS - 1, **words(vision_width, **more)
-    )
-
-  def writer(source_width):
-    return specs.DecoderSpec(
-      bos_id=BLIP_WORDS - 2, **words(source_width, causal=True)
-    )
-
-  if family == "caption":
-    return specs.CaptionSpec(vision=vision, text=writer(vision_width))
-  if family == "vqa":
-    return specs.VqaSpec(
-      vision=vision, text=reader("tokens"), answer=writer(768)
-    )
-  if family == "retrieval":
-    return specs.RetrievalSpec(
-      vision=vision, text=reader("cls"), joint_width=joint_width
-    )
-  merging = {"crosses": 2, "merge_from": 6} if family == "nlvr" else {}
-  model = specs.NlvrSpec if family == "nlvr" else specs.MatchingSpec
-  return model(vision=vision, text=reader("cls", **merging))
-
-
-def clip(
-  *,
-  patch_size: int,
-  vision_width: int,
-  vision_depth: int,
-  text_width: int,
-  image_size: int = 224,
-  max_length: int = 77,
-  vocab_size: int = 49408,
-  text_depth: int = 12,
-  joint_width: int | None = None,
-  **options: Any,
-) -> specs.TwoTowerSpec:
-  """A CLIP of OpenAI's family; heads are 64 wide.
-
-  Args:
-    patch_size: side of a patch in pixels.
-    vision_width: residual width of the vision tower.
-    vision_depth: its layers.
-    text_width: residual width of the text tower.
-    image_size: side of the images, a multiple of `patch_size`.
-    max_length: rows of the text's position table.
-    vocab_size: rows of the word table.
-    text_depth: layers of the text tower.
-    joint_width: width of the joint space; None for the text's width.
-    **options: fields of both `EncoderSpec`s: granularity, dtype, remat, unroll.
-  """
-
-  def encoder(width, depth, **more):
-    return specs.encoder(
-      width=width,
-      depth=depth,
-      heads=width // 64,
-      mlp=4 * width,
-      norm_first=True,
-      norm_eps=1e-5,
-      activation="quick_gelu",
-      **more,
-      **options,
-    )
-
-  return specs.TwoTowerSpec(
-    vision=specs.VitSpec(
-      image_size=_multiple(image_size, patch_size),
-      patch_size=patch_size,
-      encoder=encoder(vision_width, vision_depth),
-      mean=CLIP_MEAN,
-      std=CLIP_STD,
-      pre_norm=True,
-      patch_bias=False,
-    ),
-    text=specs.ClipTextSpec(
-      vocab_size=vocab_size,
-      max_length=max_length,
-      encoder=encoder(text_width, text_depth, causal=True),
-    ),
-    joint_width=joint_width or text_width,
-  )
-
-
 # Family -> pixels, and a suffix of the name -> vision tower.
 _BLIPS = dict(matching=384, nlvr=384, retrieval=384, caption=384, vqa=480)
 _VITS = {"": {}, "_large": {"vision_width": 1024, "vision_depth": 24}}
@@ -372,16 +218,16 @@ NAMES: Mapping[str, Callable[..., specs.ModelSpec]] = {
   "dinov2_s14_minilm_itm": dinov2_s14_minilm_itm,
   **{
     f"blip_{family}{size}": functools.partial(
-      blip, family=family, image_size=pixels, **vit
+      published.blip, family=family, image_size=pixels, **vit
     )
     for family, pixels in _BLIPS.items()
     for size, vit in _VITS.items()
   },
-  "clip_b32": functools.partial(clip, patch_size=32, **_CLIP_B),
-  "clip_b16": functools.partial(clip, patch_size=16, **_CLIP_B),
-  "clip_l14": functools.partial(clip, patch_size=14, **_CLIP_L),
+  "clip_b32": functools.partial(published.clip, patch_size=32, **_CLIP_B),
+  "clip_b16": functools.partial(published.clip, patch_size=16, **_CLIP_B),
+  "clip_l14": functools.partial(published.clip, patch_size=14, **_CLIP_L),
   "clip_l14_336": functools.partial(
-    clip, patch_size=14, **{"image_size": 336, **_CLIP_L}
+    published.clip, patch_size=14, **{"image_size": 336, **_CLIP_L}
   ),
 }
 
@@ -397,11 +243,3 @@ def spec(name: str, **options: Any) -> specs.ModelSpec:
       f"no model is called {name!r}; there are: {', '.join(sorted(NAMES))}"
     )
   return NAMES[name](**options)
-
-
-def _multiple(image_size: int, patch_size: int) -> int:
-  if image_size < patch_size or image_size % patch_size:
-    raise ValueError(
-      f"image_size must be a multiple of {patch_size}, not {image_size}"
-    )
-  return image_size

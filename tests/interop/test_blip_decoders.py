@@ -8,7 +8,7 @@ import pytest
 import comp_jax
 from comp_jax import errors
 from comp_jax.interop import blip, export, load
-from comp_jax.models import families, generation, presets, spec_json
+from comp_jax.models import families, generation, published, spec_json
 from comp_jax.tasks import caption, vqa
 from tests.interop import test_blip, test_export
 from tests.models import model_kit as kit
@@ -358,8 +358,8 @@ def test_the_published_vocabulary_brings_dec_and_enc():
   }
   for prefix in ("text_encoder.", "text_decoder.bert."):
     arrays[f"{prefix}embeddings.word_embeddings.weight"] = np.zeros(
-      (presets.BLIP_WORDS, 24), np.float32
+      (published.BLIP_WORDS, 24), np.float32
     )
-  arrays["text_decoder.cls.predictions.bias"] = np.zeros(presets.BLIP_WORDS)
+  arrays["text_decoder.cls.predictions.bias"] = np.zeros(published.BLIP_WORDS)
   spec, _ = blip.vqa(arrays, "published", heads=(3, 4))
   assert (spec.answer.bos_id, spec.text.enc_id) == (30522, 30523)

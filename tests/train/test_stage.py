@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from comp_jax.core import masks as masks_lib
+from comp_jax.core import mps
 from comp_jax.train import compiled, effects
 from tests.train import kit
 
@@ -245,6 +246,29 @@ def test_what_is_left_of_a_kind_does_not_depend_on_the_other():
   assert left(both)["vision_params"] == found["vision_params"]
   assert 0.3 < left(both)["vision_tokens"] < 0.6
   assert left(both)["language_params"] == left(both)["language_tokens"] == 1.0
+
+
+@pytest.mark.parametrize(
+  ("scarcity", "chosen"), [(0.0, "vision_params"), (2.0, "language_params")]
+)
+def test_scarcity_leaves_a_mode_of_which_much_is_gone(scarcity, chosen):
+  stage = kit.make_stage()
+  strategy = mps.Options(explore=0.0, scarcity=scarcity)
+  recipe = dataclasses.replace(stage.recipe, strategy=strategy)
+  stage = dataclasses.replace(stage, recipe=recipe)
+  dense = kit.weightless(stage, {"vision": [17], "text": [9, 5]})
+  vision = jax.tree.map(jnp.zeros_like, dense.masks["vision"])
+  known = {"vision_params": 1.0, "language_params": 1.5}
+  costs = jnp.array([known.get(m, 9.0) for m in stage.prunable.modes])
+  state = dataclasses.replace(
+    dense,
+    masks={**dense.masks, "vision": vision},
+    strategy=dataclasses.replace(dense.strategy, cost=costs),
+  )
+  live = jnp.zeros(costs.shape, bool)
+  mode, _, selected = stage.choose(state, live, jax.random.key(0))
+  assert stage.prunable.modes[int(mode)] == chosen
+  assert np.flatnonzero(selected) == [mode]
 
 
 @pytest.mark.slow

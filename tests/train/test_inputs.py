@@ -62,3 +62,32 @@ def test_what_is_trained_on_is_not_chosen_or_reported_on(
   with pytest.raises(errors.UserError, match=message):
     _open(trained, reported)
   assert _open(("train",), ("train", "test"))
+
+
+@pytest.mark.parametrize(
+  ("trained", "reported", "message"),
+  [
+    (
+      ("train",),
+      ("test",),
+      "report_splits: test of emoji has no answers, so nothing can be measured",
+    ),
+    (
+      ("train", "test"),
+      (),
+      "train_on: test of emoji has no answers, so nothing can be learnt",
+    ),
+  ],
+)
+def test_a_split_without_answers_is_named_with_the_field_that_asks_for_it(
+  monkeypatch, trained, reported, message
+):
+  told = {"image": b"", "captions": ["a"], "answers": ["b"]}
+  splits = {
+    "train": [told],
+    "select": [told],
+    "test": [{"image": b"", "captions": ["a"]}],
+  }
+  monkeypatch.setattr(sources, "open_source", lambda *_, **__: splits)
+  with pytest.raises(errors.UserError, match=message):
+    _open(trained, reported)

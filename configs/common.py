@@ -122,7 +122,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.validation_chunk = 128
   # ... of which thresholds are bisected on this many.
   c.prune.calibration = 128
-  # loss, or recall (mean of t2i_r10 and i2t_r10).
+  # loss, or what the task has beside it: recall (mean of t2i_r10 and i2t_r10),
+  # accuracy.
   c.prune.metric = "loss"
   # Cost that the strategy learns from: eq8, immediate (before the stage's
   # training) or paired (against the same training without the stage's cut).

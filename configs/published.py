@@ -1,9 +1,11 @@
 """What the experiments of the paper's Tables 1 and 2 share: full-size models.
 
 Each is its file at a ratio: `--config=configs/nlvr2_blip.py:0.85` removes 85 %
-of the MACs, and trains as long as UPop did for that much. Effective batch 256,
-rates, weight decay (of every parameter), no clipping and the epochs are UPop's;
-bf16 and recomputed layers save memory. None has run on an accelerator yet.
+of the MACs, and trains for as many steps as UPop did for that much, search and
+fine-tuning together. (`--config.ratio` alone leaves the steps as they are.)
+Effective batch 256, rates, weight decay (of every parameter), no clipping and
+the epochs are UPop's; bf16 and recomputed layers save memory. None has run on an
+accelerator yet.
 """
 
 import math
@@ -51,7 +53,10 @@ def get_config(ratio: str) -> ml_collections.ConfigDict:
 def set_phases(
   c: ml_collections.ConfigDict, epochs: Mapping[float, int], steps: int
 ) -> None:
-  """Sets the lengths of search and fine-tuning, which UPop took alike.
+  """Sets the lengths of search and fine-tuning: UPop's two equal phases.
+
+  A search that needs more than its planned stages takes them from fine-tuning,
+  which gets those that were not needed: the sum is UPop's either way.
 
   Args:
     c: whose ratio counts.
@@ -60,9 +65,10 @@ def set_phases(
     steps: of an epoch.
   """
   distance = lambda p: abs(math.log((1 - p) / (1 - c.ratio)))  # noqa: E731
-  total = epochs[min(epochs, key=distance)] * steps
-  c.prune.stage_steps = round(total / c.prune.num_stages)
-  c.finetune.steps = total
+  phase = epochs[min(epochs, key=distance)] * steps
+  c.prune.stage_steps = round(phase / c.prune.num_stages)
+  stages = c.prune.warmup_stages + c.prune.max_stages
+  c.finetune.steps = 2 * phase - stages * c.prune.stage_steps
 
 
 def _fraction(ratio: str) -> float:

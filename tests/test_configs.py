@@ -26,6 +26,13 @@ EPOCHS = {
 }
 
 
+def _all_steps(config):
+  """Of a whole job, whose search leaves the stages it does not need."""
+  prune = config.prune
+  search = (prune.warmup_stages + prune.max_stages) * prune.stage_steps
+  return search + config.finetune.steps
+
+
 def read(name, ratio=None):
   file = str(ROOT / "configs" / f"{name}.py")
   return configs.load(file if ratio is None else f"{file}:{ratio}")
@@ -37,10 +44,12 @@ def test_a_ratio_brings_upops_epochs(name):
   for times, phase in epochs.items():
     config = read(name, f"{1 - 1 / times:.4f}")
     assert config.ratio == pytest.approx(1 - 1 / times, abs=1e-4)
-    assert config.finetune.steps == phase * steps
+    assert _all_steps(config) == 2 * phase * steps
     # Whole stages.
     found = config.prune.num_stages * config.prune.stage_steps
     assert found == pytest.approx(phase * steps, abs=config.prune.num_stages)
+    # Fine-tuning keeps most of its phase where a search takes all its stages.
+    assert 2 / 3 * phase * steps < config.finetune.steps < phase * steps
   for section in (config.prune, config.finetune):
     assert (section.clip, section.decay) == (0.0, "all")
 
@@ -49,7 +58,7 @@ def test_between_them_the_nearest_compression_counts():
   # 3.4 times is nearer to 3 than to 4 (in parts removed it is nearer to 4), 6.7
   # and 6.9 times nearer to 5 than to 10.
   for ratio, epochs in ((0.71, 20), (0.8, 24), (0.85, 24), (0.855, 24)):
-    assert read("nlvr2_blip", ratio).finetune.steps == epochs * 337
+    assert _all_steps(read("nlvr2_blip", ratio)) == 2 * epochs * 337
 
 
 @pytest.mark.parametrize("name", EPOCHS)

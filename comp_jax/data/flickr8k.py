@@ -66,13 +66,7 @@ class Flickr8k(records.Builder):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    path = self._source / FILE
-    if path.is_file():
-      rows = records.read_parquet(path, _COLUMNS)
-      where = str(path)
-    else:
-      rows = _official_rows(self._source)
-      where = str(self._source)
+    rows, where = photos(self._source)
     by_id = {row["image_id"]: row for row in rows}
     if len(by_id) != len(rows):
       raise errors.UserError(
@@ -107,16 +101,40 @@ class Flickr8k(records.Builder):
   ) -> Iterator[tuple[str, dict]]:
     for row in rows:
       key = row["image_id"]
-      jpeg = row["jpeg"] if "jpeg" in row else _read_photo(row["path"])
       yield (
         key,
         {
-          "image": records.checked_image(jpeg, f"{where}: {key}"),
+          "image": records.checked_image(picture(row), f"{where}: {key}"),
           "captions": row["captions"],
           "concept": concepts[key],
           "id": key,
         },
       )
+
+
+def photos(source: pathlib.Path) -> tuple[list[dict], str]:
+  """What a folder says of its photos, and where it says so.
+
+  Returns:
+    Rows with `image_id`, `captions` and `split`, of which `picture` reads the
+    photo; and the file or folder that messages name.
+
+  Raises:
+    UserError: a file that cannot be read, or a list that does not fit.
+  """
+  path = source / FILE
+  if path.is_file():
+    return records.read_parquet(path, _COLUMNS), str(path)
+  return _official_rows(source), str(source)
+
+
+def picture(row: dict) -> bytes:
+  """The file of a row's photo.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  return row["jpeg"] if "jpeg" in row else _read_photo(row["path"])
 
 
 def _official_layout(

@@ -20,14 +20,17 @@ class Flickr8kItm(records.Builder):
   out: no photo of it is trained on in either data set.
   """
 
-  NEEDS = f"{FILE} and {flickr8k.FILE}"
+  NEEDS = (
+    f"{FILE} (lines with image, sentence, label 0 or 1, and split train or val)"
+    f" beside {flickr8k.Flickr8k.NEEDS}"
+  )
 
   @classmethod
   def source_fingerprint(cls, source: pathlib.Path) -> str | None:
-    files = [source / FILE, source / flickr8k.FILE]
-    if not all(path.is_file() for path in files):
+    photos = flickr8k.Flickr8k.source_fingerprint(source)
+    if photos is None or not (source / FILE).is_file():
       return None
-    return records.fingerprint(files)
+    return records.fingerprint([source / FILE], extra=photos)
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -39,21 +42,19 @@ class Flickr8kItm(records.Builder):
   def _split_generators(self, dl_manager):
     del dl_manager
     pairs = _pairs(self._source / FILE)
-    photos = records.read_parquet(
-      self._source / flickr8k.FILE, ("image_id", "jpeg", "split")
-    )
-    jpegs = {row["image_id"]: row["jpeg"] for row in photos}
-    missing = sorted({p["image"] for p in pairs} - jpegs.keys())
+    photos, where = flickr8k.photos(self._source)
+    by_id = {row["image_id"]: row for row in photos}
+    missing = sorted({p["image"] for p in pairs} - by_id.keys())
     if missing:
       raise errors.UserError(
-        f"{self._source / FILE} names {len(missing)} photos that"
-        f" {flickr8k.FILE} lacks, first {', '.join(missing[:5])}."
+        f"{self._source / FILE} names {len(missing)} photos that {where} lacks,"
+        f" first {', '.join(missing[:5])}."
       )
     held_out = records.hold_out(
       (row["image_id"] for row in photos if row["split"] == "train"),
       flickr8k.SELECT_IMAGES,
     )
-    concepts = {image_id: i for i, image_id in enumerate(sorted(jpegs))}
+    concepts = {image_id: i for i, image_id in enumerate(sorted(by_id))}
     splits: dict[str, list[dict]] = {"train": [], "select": [], "val": []}
     for number, pair in enumerate(pairs):
       split = pair["split"]
@@ -66,19 +67,25 @@ class Flickr8kItm(records.Builder):
         )
       splits[split].append({"number": number, **pair})
     return {
-      name: self._generate_examples(rows, jpegs, concepts)
+      name: self._generate_examples(rows, by_id, concepts, where)
       for name, rows in splits.items()
     }
 
   def _generate_examples(
-    self, rows: list[dict], jpegs: dict[str, bytes], concepts: dict[str, int]
+    self,
+    rows: list[dict],
+    photos: dict[str, dict],
+    concepts: dict[str, int],
+    where: str,
   ) -> Iterator[tuple[str, dict]]:
     for row in rows:
       key = f"{row['number']:06d}"
       yield (
         key,
         {
-          "image": jpegs[row["image"]],
+          "image": records.checked_image(
+            flickr8k.picture(photos[row["image"]]), f"{where}: {row['image']}"
+          ),
           "captions": [row["sentence"]],
           "concept": concepts[row["image"]],
           "id": key,

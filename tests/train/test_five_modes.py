@@ -216,25 +216,6 @@ def test_data_without_labels_are_refused(config, data_dir):
     prepare.prepare(other)
 
 
-def test_a_bad_line_and_a_missing_photo_are_named(data_dir, tmp_path):
-  for change, message in (
-    ({"label": 2}, "line 1: label is missing or wrong"),
-    ({"image": "gone.jpg"}, "names 1 photos that .* first gone.jpg"),
-    ({"split": "test"}, "line 1: split 'test'"),
-  ):
-    folder = tmp_path / message[:6].replace(" ", "") / str(len(message))
-    folder.mkdir(parents=True)
-    photos = (data_dir / flickr8k.FILE).read_bytes()
-    (folder / flickr8k.FILE).write_bytes(photos)
-    lines = (data_dir / flickr8k_itm.FILE).read_text().splitlines()
-    first = {**json.loads(lines[0]), **change}
-    (folder / flickr8k_itm.FILE).write_text(
-      "\n".join([json.dumps(first), *lines[1:]])
-    )
-    with pytest.raises(errors.UserError, match=message):
-      sources.open_source("flickr8k_itm", dir=str(folder))
-
-
 @pytest.mark.slow
 def test_a_sweep_of_it_goes_from_config_to_results(config, tmp_path):
   points = [

@@ -30,7 +30,7 @@ from comp_jax.train import workdir as workdir_lib
 
 # Config keys that may differ between the points of one program.
 STRATEGY = "recipe.strategy."
-CONSTANTS = ("explore", "temperature", "history", "max_interval")
+CONSTANTS = ("explore", "temperature", "history", "max_interval", "scarcity")
 TRACED = (
   "ratio",
   "seed",

@@ -28,14 +28,14 @@ MEMBERS = tuple(
     seed=seed,
     learning_rate=rate,
     finetune_rate=1e-3,
-    strategy={"explore": explore},
+    strategy={"explore": explore, "scarcity": scarcity},
   )
-  for ratio, seed, rate, explore in (
-    (0.5, 0, 1e-3, 0.2),
-    (0.3, 7, 1e-3, 0.2),
-    (0.5, 7, 5e-4, 0.9),
+  for ratio, seed, rate, explore, scarcity in (
+    (0.5, 0, 1e-3, 0.2, 0.0),
+    (0.3, 7, 1e-3, 0.2, 2.0),
+    (0.5, 7, 5e-4, 0.9, 0.0),
     # Has nothing to remove.
-    (0.0, 0, 1e-3, 0.2),
+    (0.0, 0, 1e-3, 0.2, 0.0),
   )
 )
 

@@ -4,8 +4,8 @@ Each is its file at a ratio: `--config=configs/nlvr2_blip.py:0.85` removes 85 %
 of the MACs, and trains for as many steps as UPop did for that much, search and
 fine-tuning together. (`--config.ratio` alone leaves the steps as they are.)
 Effective batch 256, rates, weight decay (of every parameter), no clipping and
-the epochs are UPop's; bf16 and recomputed layers save memory. None has run on an
-accelerator yet.
+the epochs are UPop's; bf16 and recomputed layers save memory. None has run on
+an accelerator yet.
 """
 
 import math

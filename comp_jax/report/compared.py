@@ -81,7 +81,10 @@ def notes(comparison: comparison_lib.Comparison) -> list[str]:
   methods = {cell.method for cell in comparison.cells}
   if comparison.reference not in methods:
     lines.append(f"No run of {comparison.reference}: nothing to differ from.")
-  elif comparison.reference in comparison_lib.FORMS and "comp" not in methods:
+  elif (
+    comparison_lib.recipe(comparison.reference) in comparison_lib.FORMS
+    and "comp" not in methods
+  ):
     lines.append(
       f"No run of comp: differences are from {comparison.reference}."
     )

@@ -105,11 +105,12 @@ def compare(
     members: runs of one model and config.
     split: of the data; by default the one that reports quote first.
     metric: likewise.
-    reference: the method that differences are taken from; by default comp, or
-      the only other form of CoMP where none is.
+    reference: the method that differences are taken from, or the recipe of
+      only one; by default comp, or the only other form of CoMP where none is.
 
   Raises:
-    UserError: no run has the metric on the split.
+    UserError: no run has the metric on the split; the reference may be any of
+      several methods.
   """
   first = members[0].report
   split = split or tables.main_split(first)
@@ -142,7 +143,7 @@ def compare(
       f"{first['name']}: no run has a fine-tuned {metric} on {split}; it has "
       + _known(first)
     )
-  reference = reference or _reference({method for _, method in found})
+  reference = _reference({method for _, method in found}, reference)
   cells = []
   for (ratio, method), seeds in found.items():
     ours = [seeds[seed] for seed in sorted(seeds)]
@@ -190,10 +191,24 @@ def _remarks(run: runs.Run) -> list[str]:
   ]
 
 
-def _reference(methods: Set[str]) -> str:
-  """`comp`, or the only other form of it among these."""
-  forms = [form for form in FORMS if form in methods]
-  return "comp" if "comp" in methods or len(forms) != 1 else forms[0]
+def recipe(method: str) -> str:
+  """The recipe of a method, without what its config changed of it."""
+  return method.partition(" (")[0]
+
+
+def _reference(methods: Set[str], wanted: str | None) -> str:
+  """The method that is meant by a recipe; `comp` where none can be."""
+  if wanted in methods:
+    return wanted
+  meant = {wanted} if wanted else {"comp", *FORMS}
+  found = sorted(method for method in methods if recipe(method) in meant)
+  if len(found) == 1:
+    return found[0]
+  if wanted and found:
+    raise errors.UserError(
+      f"--reference {wanted} may be any of: {'; '.join(found)}; name one"
+    )
+  return wanted or "comp"
 
 
 def _row(

@@ -65,22 +65,27 @@ class Run:
   def changes(self) -> dict[str, str]:
     """Fields of the recipe, and of what it prunes, that the config set."""
     config = self.report["config"]
-    recipe = dict(config.get("recipe") or {})
-    recipe.pop("name", None)
-    strategy = recipe.pop("strategy", None) or {}
-    fields = {**recipe, **strategy}
-    changed = {k: str(v) for k, v in fields.items() if v is not None}
+    fields = dict(config.get("recipe") or {})
+    for key in ("name", "strategy"):
+      fields.pop(key, None)
+    fields["least_step"] = _get(config, "prune.least_step")
     if _get(config, "model.granularity") == "channel":
-      changed["granularity"] = "channel"
+      fields["granularity"] = "channel"
     if _get(config, "prune.modes"):
-      changed["modes"] = "+".join(_get(config, "prune.modes"))
+      fields["modes"] = "+".join(_get(config, "prune.modes"))
+    return _set(fields)
+
+  @property
+  def weighing(self) -> dict[str, str] | None:
+    """The same of how costs are weighed; None where the schedule has none."""
+    config = self.report["config"]
+    recipe = config.get("recipe") or {}
     known = library.RECIPES.get(self.report["recipe"])
     schedule = recipe.get("schedule") or (known.schedule if known else "")
-    values = {"least_step": _get(config, "prune.least_step")}
-    if schedule in recipe_lib.WEIGHING:
-      values["cost"] = _get(config, "prune.cost")
-    changed |= {k: str(v) for k, v in values.items() if v is not None}
-    return changed
+    if schedule not in recipe_lib.WEIGHING:
+      return None
+    strategy = recipe.get("strategy") or {}
+    return _set({**strategy, "cost": _get(config, "prune.cost")})
 
   def outcomes(self, split: str) -> dict[str, np.ndarray]:
     """Those of a split's examples; empty where the run kept none."""
@@ -134,8 +139,9 @@ def gather(
       models[run.model].append(run)
   compared = {}
   for model, members in models.items():
-    compared[model], mixed = _alike(named(members))
-    left_out += mixed
+    alike, mixed = _alike(members)
+    compared[model], repeated = _once(named(alike))
+    left_out += mixed + repeated
   return compared, left_out
 
 
@@ -307,15 +313,15 @@ def _missed(report: schema.Report) -> str:
 
 def named(members: Sequence[Run]) -> list[Run]:
   """The runs with their methods; what all of them changed is not named."""
-  shared = set.intersection(*(set(run.changes.items()) for run in members))
-  # Recipes that weigh no costs have none.
-  costs = {run.changes["cost"] for run in members if "cost" in run.changes}
-  shared |= {("cost", cost) for cost in costs if len(costs) == 1}
+  changes = [run.changes for run in members]
+  weighing = [run.weighing for run in members]
+  shared = _common(changes)
+  shared |= _common([costs for costs in weighing if costs is not None])
   named = []
-  for run in members:
+  for run, changed, costs in zip(members, changes, weighing, strict=True):
     listed = [
       f"{key}={value}"
-      for key, value in run.changes.items()
+      for key, value in {**changed, **(costs or {})}.items()
       if (key, value) not in shared
     ]
     method = run.report["recipe"]
@@ -324,12 +330,22 @@ def named(members: Sequence[Run]) -> list[Run]:
   return named
 
 
+def _common(every: Sequence[Mapping[str, str]]) -> set[tuple[str, str]]:
+  """What all of them have."""
+  return set.intersection(*(set(each.items()) for each in every or [{}]))
+
+
+def _set(fields: Mapping[str, Any]) -> dict[str, str]:
+  """The fields that have a value."""
+  return {key: str(value) for key, value in fields.items() if value is not None}
+
+
 def _alike(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
-  """The runs of the most common config, each of its kind once."""
+  """The runs of the most common config, and the others."""
   configs = [_shared(run.report["config"]) for run in members]
   texts = [json.dumps(config, sort_keys=True) for config in configs]
   common = configs[texts.index(collections.Counter(texts).most_common(1)[0][0])]
-  kept, left_out = {}, []
+  kept, left_out = [], []
   for run, config in zip(members, configs, strict=True):
     differences = workdir.diff(common, config)
     if differences:
@@ -338,12 +354,21 @@ def _alike(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
         for key, (there, here) in differences.items()
       )
       reason = f"another config than most: {listed}"
-    elif run.key in kept:
+      left_out.append(LeftOut(path=run.path, reason=reason))
+    else:
+      kept.append(run)
+  return kept, left_out
+
+
+def _once(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+  """The first run of each kind, and the others."""
+  kept, left_out = {}, []
+  for run in members:
+    if run.key in kept:
       reason = f"same recipe, ratio and seed as {kept[run.key].path}"
+      left_out.append(LeftOut(path=run.path, reason=reason))
     else:
       kept[run.key] = run
-      continue
-    left_out.append(LeftOut(path=run.path, reason=reason))
   return list(kept.values()), left_out
 
 

@@ -64,6 +64,40 @@ def test_without_comp_differences_are_from_its_only_form(tmp_path, make):
   assert _cells(tmp_path)[1].reference == "comp"
 
 
+def _scarce(folder, make, recipe, scarcity, value, **config):
+  """A run whose config gives every recipe this constant of MPS."""
+  report = kit.with_recall(make(0, recipe), value)
+  named = {"name": recipe, "strategy": {"scarcity": scarcity}}
+  kit.save(folder / f"{recipe}_{scarcity}", report, recipe=named, **config)
+
+
+def test_a_reference_is_meant_by_its_recipe(tmp_path, make):
+  _scarce(tmp_path, make, "comp_wanda", 2.0, 0.4)
+  # Of another config, so it takes no part: neither in what all runs share.
+  _scarce(tmp_path, make, "comp_wanda", 0.0, 0.2, data={"name": "other"})
+  _scarce(tmp_path, make, "uniform", 0.0, 0.3)
+  _scarce(tmp_path, make, "random", 2.0, 0.1)
+  cells, result = _cells(tmp_path)
+  # What a mode costs makes no difference to schedules that do not weigh it.
+  assert set(cells) == {"comp_wanda", "uniform", "random"}
+  assert cells["random"].difference == pytest.approx(-0.3)
+  _scarce(tmp_path, make, "comp_wanda", 1.0, 0.35)
+  cells, result = _cells(tmp_path, reference="comp_wanda (scarcity=1.0)")
+  assert cells["uniform"].difference == pytest.approx(-0.05)
+  said = "No run of comp: differences are from comp_wanda (scarcity=1.0)."
+  assert said in compared.notes(result)
+  with pytest.raises(
+    errors.UserError, match=r"=1.0\); comp_wanda \(scarcity=2"
+  ):
+    _cells(tmp_path, reference="comp_wanda")
+  # Two forms to choose from.
+  assert _cells(tmp_path)[1].reference == "comp"
+  for path in tmp_path.glob("comp_wanda_[01]*/*.json"):
+    path.unlink()
+  _scarce(tmp_path / "late", make, "uniform", 1.0, 0.3)
+  assert _cells(tmp_path, reference="comp_wanda")[1].reference == "comp_wanda"
+
+
 EXAMPLES = 200
 
 

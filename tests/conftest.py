@@ -19,8 +19,14 @@ os.environ.setdefault(
 )
 
 import beartype
+import hypothesis
 import jax
 import jaxtyping
+
+# The same examples each time; how long one takes is no matter of right or
+# wrong.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same")
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Catches a mask of [m] against [b, n, m] that should have named its axes.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from comp_jax.core import compact, cost
 from comp_jax.core import groups as groups_lib
 
-FEW = hypothesis.settings(max_examples=40, derandomize=True, deadline=None)
+FEW = hypothesis.settings(max_examples=40)
 LAYERS, WIDTH, HEADS, HEAD_WIDTH, NEURONS = 12, 3, 4, 2, 6
 
 
@@ -77,7 +77,7 @@ def _means(seed):
   }
 
 
-@hypothesis.settings(max_examples=8, derandomize=True, deadline=None)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(seed=st.integers(0, 10**6), share=st.floats(0.0, 1.0))
 def test_counts_land_at_or_just_above_the_target(seed, share):
   means = _means(seed)

@@ -9,7 +9,7 @@ import pytest
 from comp_jax.core import diagnostics, importance
 from tests.core import reference
 
-FEW = hypothesis.settings(max_examples=30, derandomize=True, deadline=None)
+FEW = hypothesis.settings(max_examples=30)
 B, N, H, E = 3, 8, 2, 3
 
 

@@ -16,7 +16,7 @@ from comp_jax.models import encoder as encoder_lib
 from comp_jax.models import specs
 from tests.core import kit, reference
 
-FEW = hypothesis.settings(max_examples=30, derandomize=True, deadline=None)
+FEW = hypothesis.settings(max_examples=30)
 
 
 # --- Eq. 3 and 4 ----------------------------------------------------------

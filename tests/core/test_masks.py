@@ -11,7 +11,7 @@ from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks
 from tests.core import reference
 
-FEW = hypothesis.settings(max_examples=60, derandomize=True, deadline=None)
+FEW = hypothesis.settings(max_examples=60)
 UNITS = 32
 
 _mark = jax.jit(masks.mark_lowest)

@@ -17,7 +17,7 @@ from comp_jax.core import cost, matching, prunable, tokens
 from comp_jax.models import encoder as encoder_lib
 from comp_jax.models import specs
 
-FEW = hypothesis.settings(max_examples=30, derandomize=True, deadline=None)
+FEW = hypothesis.settings(max_examples=30)
 RULES = ("tome", "crossget")
 B, H, N, D, E = 3, 2, 12, 5, 3
 LENGTHS = (12, 8, 11)

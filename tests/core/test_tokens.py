@@ -14,7 +14,7 @@ from comp_jax.models import encoder as encoder_lib
 from comp_jax.models import specs
 from tests.core import reference
 
-FEW = hypothesis.settings(max_examples=40, derandomize=True, deadline=None)
+FEW = hypothesis.settings(max_examples=40)
 B, H, N, D = 4, 3, 9, 5
 
 

@@ -12,7 +12,7 @@ from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.interop import blip, blip_towers, load
-from comp_jax.models import families, presets, spec_json, towers
+from comp_jax.models import families, presets, published, spec_json, towers
 from tests.models import model_kit as kit
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -207,7 +207,7 @@ def test_the_published_vocabulary_brings_enc(model):
   arrays = {k: v.numpy() for k, v in model.state_dict().items()}
   name = "text_encoder.embeddings.word_embeddings.weight"
   assert blip.nlvr(arrays, "small", heads=(3, 4))[0].text.enc_id is None
-  arrays[name] = np.zeros((presets.BLIP_WORDS, 16), np.float32)
+  arrays[name] = np.zeros((published.BLIP_WORDS, 16), np.float32)
   spec, _ = blip.nlvr(arrays, "published", heads=(3, 4))
   assert spec.text.enc_id == 30523
 
@@ -218,7 +218,7 @@ def test_a_hugging_face_start_brings_enc_too():
   arrays = {k: v.numpy() for k, v in published.state_dict().items()}
   name = "text_encoder.embeddings.word_embeddings.weight"
   assert blip.nlvr(arrays, "small", heads=(3, 4))[0].text.enc_id is None
-  arrays[name] = np.zeros((presets.BLIP_WORDS, 16), np.float32)
+  arrays[name] = np.zeros((published.BLIP_WORDS, 16), np.float32)
   assert blip.nlvr(arrays, "start", heads=(3, 4))[0].text.enc_id == 30523
   assert blip.retrieval(arrays, "x", heads=(3, 4))[0].text.enc_id is None
 
@@ -240,7 +240,7 @@ def test_the_authors_vit_l_is_read_from_its_shapes():
       patch=16,
       vision=(1024, 16, 4096),
       text=(768, 12, 3072),
-      vocab=presets.BLIP_WORDS,
+      vocab=published.BLIP_WORDS,
       length=512,
       depth=(24, 12),
     )

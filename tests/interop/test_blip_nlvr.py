@@ -214,8 +214,8 @@ def test_the_published_vocabulary_brings_enc(model):
 
 def test_a_hugging_face_start_brings_enc_too():
   """Though a model that transformers has keeps [CLS], as it does there."""
-  published = test_blip.model.__wrapped__()
-  arrays = {k: v.numpy() for k, v in published.state_dict().items()}
+  start = test_blip.model.__wrapped__()
+  arrays = {k: v.numpy() for k, v in start.state_dict().items()}
   name = "text_encoder.embeddings.word_embeddings.weight"
   assert blip.nlvr(arrays, "small", heads=(3, 4))[0].text.enc_id is None
   arrays[name] = np.zeros((published.BLIP_WORDS, 16), np.float32)

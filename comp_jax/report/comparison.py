@@ -116,6 +116,7 @@ def compare(
   split = split or tables.main_split(first)
   metric = metric or tables.main_metric(first, split)
   found, macs = collections.defaultdict(dict), collections.defaultdict(list)
+  differing = runs.between_ratios(members)
   left_out, dense, remarks = [], [], []
   for run in members:
     rows = {
@@ -163,6 +164,9 @@ def compare(
         published=paper.published(first["name"], split, metric, method, ratio),
       )
     )
+  mixed = ()
+  if differing:
+    mixed = (f"From ratio to ratio these differ: {', '.join(differing)}.",)
   sign = 1 if metric == "loss" else -1
   cells.sort(key=lambda cell: (cell.ratio, sign * cell.mean, cell.method))
   return Comparison(
@@ -173,7 +177,7 @@ def compare(
     dense_macs=first["macs"]["dense"],
     dense=float(np.mean(dense)) if dense else None,
     cells=tuple(cells),
-    remarks=tuple(sorted(set(remarks))),
+    remarks=(*mixed, *sorted(set(remarks))),
   ), left_out
 
 

@@ -23,8 +23,8 @@ GROUP, INDEX = "group_{}", "index.json"
 RESULTS = "results.jsonl"
 # A final model may cost this much more or less than its target, relative.
 TOLERANCE = 5e-3
-# What may differ between runs that are compared: how they prune, and what
-# changes no result. All else (data, steps, rates) must be equal.
+# What may differ between runs at one ratio: how they prune, and what changes no
+# result. All else (data, steps, rates) must be equal.
 _FREE = (
   "ratio",
   "seed",
@@ -93,10 +93,14 @@ class Run:
     return examples.read(path.parent if path.is_file() else path, split)
 
   @property
+  def ratio(self) -> float:
+    """Fraction of the MACs to remove."""
+    return round(self.report["ratio"], 6)
+
+  @property
   def key(self) -> tuple[str, float, int]:
     """Method, ratio and seed: one run of each is enough."""
-    report = self.report
-    return self.method, round(report["ratio"], 6), report["seed"]
+    return self.method, self.ratio, self.report["seed"]
 
   @property
   def model(self) -> Model:
@@ -139,9 +143,13 @@ def gather(
       models[run.model].append(run)
   compared = {}
   for model, members in models.items():
-    alike, mixed = _alike(members)
+    alike = []
+    for ratio in dict.fromkeys(run.ratio for run in members):
+      same, mixed = _alike([run for run in members if run.ratio == ratio])
+      alike += same
+      left_out += mixed
     compared[model], repeated = _once(named(alike))
-    left_out += mixed + repeated
+    left_out += repeated
   return compared, left_out
 
 
@@ -341,7 +349,7 @@ def _set(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _alike(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
-  """The runs of the most common config, and the others."""
+  """Of runs at one ratio those of the most common config, and the others."""
   configs = [_shared(run.report["config"]) for run in members]
   texts = [json.dumps(config, sort_keys=True) for config in configs]
   common = configs[texts.index(collections.Counter(texts).most_common(1)[0][0])]
@@ -358,6 +366,16 @@ def _alike(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
     else:
       kept.append(run)
   return kept, left_out
+
+
+def between_ratios(members: Sequence[Run]) -> list[str]:
+  """Fields that compared runs at one ratio share and those at others do not.
+
+  The epochs that the paper gives to a ratio, for one.
+  """
+  configs = {run.ratio: _shared(run.report["config"]) for run in members}
+  first, *others = configs.values()
+  return sorted({key for other in others for key in workdir.diff(first, other)})
 
 
 def _once(members: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:

@@ -98,6 +98,29 @@ def test_a_reference_is_meant_by_its_recipe(tmp_path, make):
   assert _cells(tmp_path, reference="comp_wanda")[1].reference == "comp_wanda"
 
 
+def test_a_ratio_may_have_a_budget_of_its_own(tmp_path, make):
+  """As the paper's epochs do; at one ratio all runs have the same."""
+  for ratio, stages in ((0.5, 11), (0.85, 20), (0.85, 21)):
+    for recipe in ("comp", "uniform"):
+      report = make(0, recipe)
+      report["ratio"] = ratio
+      report["macs"]["target"] = (1 - ratio) * report["macs"]["dense"]
+      report["macs"]["compacted"] = report["macs"]["target"]
+      path = tmp_path / f"{recipe}_{ratio}_{stages}"
+      kit.save(path, report, prune={"max_stages": stages})
+  models, left_out = runs.gather([tmp_path])
+  (members,) = models.values()
+  assert {run.path.name for run in left_out} == {
+    "comp_0.85_21",
+    "uniform_0.85_21",
+  }
+  result, _ = comparison.compare(members)
+  assert len(result.cells) == 4
+  said = "From ratio to ratio these differ: prune.max_stages."
+  assert said in compared.notes(result)
+  assert not runs.between_ratios(members[:1])
+
+
 EXAMPLES = 200
 
 

@@ -157,7 +157,7 @@ class Progress:
     if mode is not None:
       self._fields["mode"] = mode
     if macs is not None:
-      target = "" if self._target is None else f" -> {_macs(self._target)}"
+      target = "" if self._target is None else f", to be {_macs(self._target)}"
       self._fields["MACs"] = f"{_macs(macs)}{target}"
     if metric is not None:
       self._fields[self._metric_name] = f"{metric:.4g}"

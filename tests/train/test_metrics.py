@@ -93,10 +93,10 @@ def test_plain_lines_when_nobody_watches():
     progress.update(5, mode="language_params")
   lines = console.file.getvalue().splitlines()
   assert lines == [
-    "stage 4/12  mode vision_tokens  MACs 610 M -> 300 M  r10 0.5123  "
+    "stage 4/12  mode vision_tokens  MACs 610 M, to be 300 M  r10 0.5123  "
     "elapsed 0:00:20  left 0:01:20",
     "saved [bold]",
-    "stage 5/12  mode language_params  MACs 610 M -> 300 M  r10 0.5123  "
+    "stage 5/12  mode language_params  MACs 610 M, to be 300 M  r10 0.5123  "
     "elapsed 1:00:20  left 2:20:47",
   ]
 

@@ -7,7 +7,15 @@ import rich.console
 import rich.text
 
 from comp_jax import errors
-from comp_jax.report import compared, comparison, html, runs, tables, write
+from comp_jax.report import (
+  comparable,
+  compared,
+  comparison,
+  html,
+  runs,
+  tables,
+  write,
+)
 
 _WIDTH = 110  # Characters that the tables need.
 
@@ -36,7 +44,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Prints the tables, and writes them where a folder is given."""
-  models, left_out = runs.gather(arguments.runs)
+  models, left_out = comparable.gather(arguments.runs)
   comparisons = []
   for members in models.values():
     try:

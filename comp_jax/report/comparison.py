@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from comp_jax import errors
-from comp_jax.report import bootstrap, paper, runs, tables, text
+from comp_jax.report import bootstrap, comparable, paper, runs, tables, text
 from comp_jax.tasks import outcomes
 
 # Whole CoMP by other estimates: what differences are from where comp lacks.
@@ -116,7 +116,7 @@ def compare(
   split = split or tables.main_split(first)
   metric = metric or tables.main_metric(first, split)
   found, macs = collections.defaultdict(dict), collections.defaultdict(list)
-  differing = runs.between_ratios(members)
+  differing = comparable.between_ratios(members)
   left_out, dense, remarks = [], [], []
   for run in members:
     rows = {

@@ -10,7 +10,15 @@ from typing import Any
 import matplotlib.ticker
 
 from comp_jax import errors
-from comp_jax.report import canvas, runs, section, style, tables, text
+from comp_jax.report import (
+  canvas,
+  comparable,
+  runs,
+  section,
+  style,
+  tables,
+  text,
+)
 
 # What no stage removed: the last adjustment, static counts, rounding.
 REST = "rest"
@@ -59,7 +67,7 @@ def read(paths: Sequence[str]) -> tuple[list[runs.Run], list[runs.LeftOut]]:
   if not kept:
     reasons = "; ".join(f"{run.path}: {run.reason}" for run in left_out)
     raise errors.UserError(f"no run has stages to show: {reasons}")
-  return runs.named(kept), left_out
+  return comparable.named(kept), left_out
 
 
 def labels(members: Sequence[runs.Run]) -> list[str]:

@@ -7,13 +7,19 @@ import pytest
 
 from comp_jax import errors
 from comp_jax.cli import configs, verbs
-from comp_jax.report import bootstrap, compared, comparison, paper, runs
+from comp_jax.report import (
+  bootstrap,
+  comparable,
+  compared,
+  comparison,
+  paper,
+)
 from comp_jax.train import examples
 from tests.report import kit
 
 
 def test_means_intervals_and_paired_differences(folder):
-  (members,) = runs.gather([folder])[0].values()
+  (members,) = comparable.gather([folder])[0].values()
   result, lacking = comparison.compare(members, split="test")
   assert not lacking and result.metric == "t2i_r10"
   cells = {(cell.method, cell.ratio): cell for cell in result.cells}
@@ -108,7 +114,7 @@ def test_a_ratio_may_have_a_budget_of_its_own(tmp_path, make):
       report["macs"]["compacted"] = report["macs"]["target"]
       path = tmp_path / f"{recipe}_{ratio}_{stages}"
       kit.save(path, report, prune={"max_stages": stages})
-  models, left_out = runs.gather([tmp_path])
+  models, left_out = comparable.gather([tmp_path])
   (members,) = models.values()
   assert {run.path.name for run in left_out} == {
     "comp_0.85_21",
@@ -118,7 +124,7 @@ def test_a_ratio_may_have_a_budget_of_its_own(tmp_path, make):
   assert len(result.cells) == 4
   said = "From ratio to ratio these differ: prune.max_stages."
   assert said in compared.notes(result)
-  assert not runs.between_ratios(members[:1])
+  assert not comparable.between_ratios(members[:1])
 
 
 EXAMPLES = 200
@@ -145,7 +151,7 @@ def kept(tmp_path, make):
 
 
 def _cells(folder, **options):
-  (members,) = runs.gather([folder])[0].values()
+  (members,) = comparable.gather([folder])[0].values()
   result, _ = comparison.compare(members, split="test", **options)
   return {cell.method: cell for cell in result.cells}, result
 
@@ -230,7 +236,7 @@ def test_outcomes_that_do_not_fit_leave_their_run_out(kept, capsys):
   said = " ".join(capsys.readouterr().out.split())
   assert "uniform0: its outcomes make a t2i_r10" in said
   assert "uniform1: cannot read the outcomes" in said
-  (members,) = runs.gather([kept])[0].values()
+  (members,) = comparable.gather([kept])[0].values()
   result, left_out = comparison.compare(members, split="test")
   assert [run.path.name for run in left_out] == ["uniform0", "uniform1"]
   (uniform,) = [cell for cell in result.cells if cell.method == "uniform"]
@@ -238,7 +244,7 @@ def test_outcomes_that_do_not_fit_leave_their_run_out(kept, capsys):
 
 
 def test_a_metric_that_no_run_has_is_refused(folder):
-  (members,) = runs.gather([folder])[0].values()
+  (members,) = comparable.gather([folder])[0].values()
   with pytest.raises(errors.UserError, match="no run has a fine-tuned cider"):
     comparison.compare(members, metric="cider")
   del members[0].report["metrics"]["finetuned"]
@@ -247,7 +253,7 @@ def test_a_metric_that_no_run_has_is_refused(folder):
 
 
 def test_lower_losses_come_first(folder):
-  (members,) = runs.gather([folder])[0].values()
+  (members,) = comparable.gather([folder])[0].values()
   members[0].report["metrics"]["finetuned"]["test"]["loss"] = 9.0
   result, _ = comparison.compare(members, split="test", metric="loss")
   assert result.lower_is_better
@@ -282,7 +288,7 @@ def test_published_numbers_are_of_one_model(name, metric, method, ratio, value):
 
 
 def test_published_numbers_stand_where_the_task_matches(folder):
-  (members,) = runs.gather([folder])[0].values()
+  (members,) = comparable.gather([folder])[0].values()
   result, _ = comparison.compare(members, split="test")
   assert "paper" not in compared.grids(result)[0].columns
   for run in members:

@@ -2,13 +2,13 @@
 
 import json
 
-from comp_jax.report import bootstrap, compared, comparison, runs
+from comp_jax.report import bootstrap, comparable, compared, comparison, runs
 from comp_jax.train import workdir
 from tests.report import kit
 
 
 def test_runs_are_gathered_and_the_rest_is_explained(folder):
-  models, left_out = runs.gather([folder, folder / "comp0"])
+  models, left_out = comparable.gather([folder, folder / "comp0"])
   (members,) = models.values()
   assert len(members) == 9
   reasons = {run.path.name: run.reason for run in left_out}
@@ -30,11 +30,11 @@ def test_one_model_has_one_table_whatever_its_texts_cost(tmp_path, make):
     tmp_path / "texts", other, prune={"validation": 32, "stage_steps": 5}
   )
   sized = kit.save(tmp_path / "sized", make(3), model={"image_size": 32})
-  models, left_out = runs.gather([tmp_path])
+  models, left_out = comparable.gather([tmp_path])
   assert sorted(len(members) for members in models.values()) == [1, 2]
   (texts,) = left_out
   assert "prune.validation is 32, not (absent)" in texts.reason
-  (members,) = runs.gather([sized])[0].values()
+  (members,) = comparable.gather([sized])[0].values()
   result, _ = comparison.compare(members)
   assert result.title.startswith("emoji_tiny, 1.44 G MACs: T2I R@10")
 
@@ -47,7 +47,7 @@ def test_a_run_far_below_its_target_is_named(tmp_path, make):
   just = make(1)
   just["macs"]["compacted"] = 0.9951 * just["macs"]["target"]
   kit.save(tmp_path / "just", just)
-  models, (left_out,) = runs.gather([tmp_path])
+  models, (left_out,) = comparable.gather([tmp_path])
   assert [len(members) for members in models.values()] == [1]
   assert left_out.reason == (
     "comp went beyond the ratio 0.7: 71.2 % of the MACs are gone"
@@ -58,7 +58,7 @@ def test_which_splits_a_run_reports_changes_no_result(tmp_path, make):
   for seed, splits in enumerate((["val"], ["select", "val"])):
     data = {"name": "emoji", "report_splits": splits}
     kit.save(tmp_path / str(seed), make(seed), data=data)
-  models, left_out = runs.gather([tmp_path])
+  models, left_out = comparable.gather([tmp_path])
   assert [len(members) for members in models.values()] == [2]
   assert not left_out
 
@@ -70,14 +70,14 @@ def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
   ):
     report = make(0, recipe)
     kit.save(tmp_path / str(index), report, prune={**steps, "cost": cost})
-  (members,) = runs.gather([tmp_path])[0].values()
+  (members,) = comparable.gather([tmp_path])[0].values()
   assert {run.method for run in members} == {
     "comp (cost=eq8)",
     "comp (cost=paired)",
     # It weighs no costs.
     "uniform",
   }
-  (members,) = runs.gather([tmp_path / "0", tmp_path / "2"])[0].values()
+  (members,) = comparable.gather([tmp_path / "0", tmp_path / "2"])[0].values()
   assert {run.method for run in members} == {"comp", "uniform"}
   # Modes rest under every schedule.
   kit.save(
@@ -85,7 +85,7 @@ def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
     make(0, "uniform"),
     prune={**steps, "least_step": 0.5, "cost": "eq8"},
   )
-  (members,) = runs.gather([tmp_path / "2", tmp_path / "3"])[0].values()
+  (members,) = comparable.gather([tmp_path / "2", tmp_path / "3"])[0].values()
   assert {run.method for run in members} == {
     "uniform (least_step=0.1)",
     "uniform (least_step=0.5)",
@@ -94,7 +94,7 @@ def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
 
 def test_one_run_of_each_kind_counts(folder, make):
   kit.save(folder / "again", make(0))
-  _, left_out = runs.gather([folder])
+  _, left_out = comparable.gather([folder])
   (again,) = [run for run in left_out if "same recipe" in run.reason]
   assert str(folder / "again") in again.reason
 
@@ -145,7 +145,7 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
     workdir.point(group, 0), "accuracy", [True, True, False, False, True]
   )
   # A group that is named beside its sweep counts once.
-  models, left_out = runs.gather([sweep, group])
+  models, left_out = comparable.gather([sweep, group])
   (members,) = models.values()
   assert [run.key for run in members] == [
     # What all runs changed is not named.
@@ -171,12 +171,12 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
   assert spans[0.5].over == bootstrap.EXAMPLES and spans[0.7] is None
   missed = [lines[0], lines[1], lines[2].replace("4.99", "4.0")]
   (group / runs.RESULTS).write_text("\n".join(missed))
-  assert runs.gather([sweep])[1][-1].reason == (
+  assert comparable.gather([sweep])[1][-1].reason == (
     "comp went beyond the ratio 0.7: 60.0 % of the MACs are gone; it ended "
     "above"
   )
   # A copy that was cut short.
   (group / runs.RESULTS).write_text("\n".join(lines)[:-20])
-  models, left_out = runs.gather([sweep])
+  models, left_out = comparable.gather([sweep])
   assert [len(members) for members in models.values()] == [1]
   assert "failed: line 3 of results.jsonl" in left_out[1].reason

@@ -121,7 +121,12 @@ def test_live_display_on_a_terminal():
     progress.update(1, mode="vision_params", macs=3.82e12, metric=0.5)
     progress.note("a line that stays")
   text = console.file.getvalue()
-  for part in ("stage 1/3", "vision_params", "3.82 T, to be 2 T", "a line that"):
+  for part in (
+    "stage 1/3",
+    "vision_params",
+    "3.82 T, to be 2 T",
+    "a line that",
+  ):
     assert part in text
 
 

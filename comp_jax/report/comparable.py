@@ -1,0 +1,160 @@
+"""Which runs a comparison is made of, and why the others are left out."""
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from comp_jax.report import runs, schema, text
+from comp_jax.train import workdir
+
+# A final model may cost this much more or less than its target, relative.
+TOLERANCE = 5e-3
+# What may differ between runs at one ratio: how they prune, and what changes no
+# result. All else (data, steps, rates) must be equal.
+_FREE = (
+  "ratio",
+  "seed",
+  "recipe",
+  "data.report_splits",
+  "model.granularity",
+  "prune.cost",
+  "prune.least_step",
+  "prune.modes",
+  "prune.save_every",
+  "finetune.save_every",
+  "evaluate",
+  "train",
+)
+
+
+def gather(
+  paths: Sequence[str | os.PathLike[str]],
+) -> tuple[dict[runs.Model, list[runs.Run]], list[runs.LeftOut]]:
+  """The runs that can be compared, by model, and those that cannot.
+
+  Args:
+    paths: folders of runs or sweeps, report.json files, or folders of such
+      folders.
+
+  Raises:
+    UserError: a path that does not exist or holds no run.
+  """
+  found, left_out = runs.read(paths)
+  models = collections.defaultdict(list)
+  for run in found:
+    reason = _missed(run.report)
+    if reason:
+      left_out.append(runs.LeftOut(path=run.path, reason=reason))
+    else:
+      models[run.model].append(run)
+  compared = {}
+  for model, members in models.items():
+    alike = []
+    for ratio in dict.fromkeys(run.ratio for run in members):
+      same, mixed = _alike([run for run in members if run.ratio == ratio])
+      alike += same
+      left_out += mixed
+    compared[model], repeated = _once(named(alike))
+    left_out += repeated
+  return compared, left_out
+
+
+def named(members: Sequence[runs.Run]) -> list[runs.Run]:
+  """The runs with their methods; what all of them changed is not named."""
+  changes = [run.changes for run in members]
+  weighing = [run.weighing for run in members]
+  shared = _common(changes)
+  shared |= _common([costs for costs in weighing if costs is not None])
+  named = []
+  for run, changed, costs in zip(members, changes, weighing, strict=True):
+    listed = [
+      f"{key}={value}"
+      for key, value in {**changed, **(costs or {})}.items()
+      if (key, value) not in shared
+    ]
+    method = run.report["recipe"]
+    method += f" ({', '.join(listed)})" if listed else ""
+    named.append(dataclasses.replace(run, method=method))
+  return named
+
+
+def between_ratios(members: Sequence[runs.Run]) -> list[str]:
+  """Fields that compared runs at one ratio share and those at others do not.
+
+  The epochs that the paper gives to a ratio, for one.
+  """
+  configs = {run.ratio: _shared(run.report["config"]) for run in members}
+  first, *others = configs.values()
+  return sorted({key for other in others for key in workdir.diff(first, other)})
+
+
+def _missed(report: schema.Report) -> str:
+  """Why a finished run does not have the cost that it should; or nothing."""
+  target, final = report["macs"]["target"], runs.tuned_macs(report)
+  if final is None or target is None:
+    return "failed: its report names no final or no target MACs"
+  if abs(final - target) <= TOLERANCE * target:
+    return ""
+  how = "did not reach" if final > target else "went beyond"
+  gone = text.removed(final, report["macs"]["dense"])
+  said = f"; {report['reason']}" if report.get("reason") else ""
+  return (
+    f"{report['recipe']} {how} the ratio {report['ratio']:g}: {gone} of the "
+    f"MACs are gone{said}"
+  )
+
+
+def _alike(
+  members: Sequence[runs.Run],
+) -> tuple[list[runs.Run], list[runs.LeftOut]]:
+  """Of runs at one ratio those of the most common config, and the others."""
+  configs = [_shared(run.report["config"]) for run in members]
+  texts = [json.dumps(config, sort_keys=True) for config in configs]
+  common = configs[texts.index(collections.Counter(texts).most_common(1)[0][0])]
+  kept, left_out = [], []
+  for run, config in zip(members, configs, strict=True):
+    differences = workdir.diff(common, config)
+    if differences:
+      listed = "; ".join(
+        f"{key} is {here}, not {there}"
+        for key, (there, here) in differences.items()
+      )
+      reason = f"another config than most: {listed}"
+      left_out.append(runs.LeftOut(path=run.path, reason=reason))
+    else:
+      kept.append(run)
+  return kept, left_out
+
+
+def _once(
+  members: Sequence[runs.Run],
+) -> tuple[list[runs.Run], list[runs.LeftOut]]:
+  """The first run of each kind, and the others."""
+  kept, left_out = {}, []
+  for run in members:
+    if run.key in kept:
+      reason = f"same recipe, ratio and seed as {kept[run.key].path}"
+      left_out.append(runs.LeftOut(path=run.path, reason=reason))
+    else:
+      kept[run.key] = run
+  return list(kept.values()), left_out
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The part of a config that compared runs have in common."""
+  shared = {}
+  for key, value in config.items():
+    if key in _FREE:
+      continue
+    if isinstance(value, Mapping):
+      value = {k: v for k, v in value.items() if f"{key}.{k}" not in _FREE}
+    shared[key] = value
+  return shared
+
+
+def _common(every: Sequence[Mapping[str, str]]) -> set[tuple[str, str]]:
+  """What all of them have."""
+  return set.intersection(*(set(each.items()) for each in every or [{}]))

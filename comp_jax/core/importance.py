@@ -199,19 +199,18 @@ def standardise(
       their sign); `z_pooled` and `z_layer` are z-scores over the group or the
       layer, unbiased; `z_model` those over all attention groups, or all MLP
       groups, of the model (UPop, spec `upop.md` 1.3), which the caller pools;
-      `isomorphic` is the rank among the group's live
-      units in (0, 1]; `layer_rank` the same within each layer, which removes
-      the same fraction of every layer; `none`.
+      `isomorphic` is the rank among the group's units in (0, 1], dead ones
+      first, so that over many stages each group loses the same fraction;
+      `layer_rank` the same within each layer; `none`.
   """
   live = live > 0
   if how == "none":
     return score
   if how == "isomorphic":
-    flat = jnp.where(live, score, jnp.inf).reshape(1, -1)
-    return (_ranks(flat) / jnp.maximum(jnp.sum(live), 1)).reshape(score.shape)
+    flat = jnp.where(live, score, -jnp.inf).reshape(1, -1)
+    return (_ranks(flat) / score.size).reshape(score.shape)
   if how == "layer_rank":
-    alive = jnp.maximum(jnp.sum(live, axis=-1, keepdims=True), 1)
-    return _ranks(jnp.where(live, score, jnp.inf)) / alive
+    return _ranks(jnp.where(live, score, -jnp.inf)) / score.shape[-1]
   axis = (0, 1) if how in ("z_pooled", "z_model") else (1,)
   count = jnp.sum(live, axis=axis, keepdims=True)
 

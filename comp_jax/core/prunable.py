@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from comp_jax.core import groups as groups_lib
+from comp_jax.core import tokens as tokens_lib
+
+_DROP = tokens_lib.TokenPolicy()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,14 +63,17 @@ class Prunable:
     return jax.grad(self.macs)(masks, counts)
 
   def removable(
-    self, masks: Mapping, counts: Mapping, halves: bool = False
+    self,
+    masks: Mapping,
+    counts: Mapping,
+    policy: tokens_lib.TokenPolicy = _DROP,
   ) -> Float[Array, " m"]:
     """MACs that each mode can still remove before it meets its floors.
 
     Args:
       masks: hard masks.
       counts: tokens of each tower.
-      halves: whether a layer loses at most half of its tokens.
+      policy: the token rule.
     """
     unit_macs = self.unit_macs(masks, counts)
     left = dict.fromkeys(self.modes, jnp.zeros((), jnp.float32))
@@ -79,24 +85,26 @@ class Prunable:
       left[group.mode] = left[group.mode] + jnp.sum(each * spare)
     now = self.macs(masks, counts)
     for mode, tower in self.token_modes.items():
-      lowest = floor_counts(counts[tower], self.protected[tower], halves)
+      lowest = floor_counts(counts[tower], self.protected[tower], policy)
       left[mode] = now - self.macs(masks, {**counts, tower: lowest})
     return jnp.stack([left[mode] for mode in self.modes])
 
 
 def floor_counts(
-  counts: Num[Array, "b l1"], protected: int, halves: bool = False
+  counts: Num[Array, "b l1"],
+  protected: int,
+  policy: tokens_lib.TokenPolicy = _DROP,
 ) -> Num[Array, "b l1"]:
-  """Counts with all of the pool dropped but one token, after every layer.
+  """The lowest counts after every layer that the policy's rule can leave.
 
   Args:
     counts: tokens at the input, and after each layer.
     protected: of them, those that never go.
-    halves: a layer drops at most half of its pool.
+    policy: the token rule.
   """
   entering, after = counts[:, :1], counts[:, 1:]
-  pool = jnp.ones_like(after)
-  if halves:
+  pool = jnp.full_like(after, policy.least)
+  if policy.halves:
     layer = 1.0 + jnp.arange(after.shape[1], dtype=jnp.float32)[None]
     pool = jnp.ceil((entering - protected) / 2.0**layer).astype(counts.dtype)
   return jnp.concatenate(

@@ -48,6 +48,7 @@ class TokenPolicy:
       the dictionary; `evit` by the attention that the readout token pays;
       `tome` and `crossget` take the tokens that are most alike (`matching`).
     gate: CIT (Eq. 7): heads vote with their mask, so a pruned head fades out.
+      Without it a head votes in full until it is gone.
     combine: `drop`; `merge` (one score-weighted token per layer takes the
       place of the dropped ones, MADTP); or `match` (each goes into the most
       similar one that stays, and attention weighs tokens by their size, ToMe).
@@ -66,6 +67,14 @@ class TokenPolicy:
     """Whether a layer loses at most half of its pool."""
     return self.rule in _COUNTS
 
+  @property
+  def least(self) -> int:
+    """The fewest tokens of a pool that a layer leaves.
+
+    Merging keeps the best one, and one for all the others.
+    """
+    return 2 if self.combine == "merge" else 1
+
   def by_layer(self, layers: int) -> "TokenPolicy":
     """The policy with a theta for each layer, where it is a count.
 
@@ -75,6 +84,20 @@ class TokenPolicy:
       return self
     gone = jnp.floor(self.theta * jnp.arange(layers + 1, dtype=jnp.float32))
     return dataclasses.replace(self, theta=jnp.diff(gone))
+
+
+def votes(
+  policy: TokenPolicy, mask: Float[Array, " h"] | None
+) -> Float[Array, " h"] | None:
+  """What each head's attention counts; None where nothing is masked.
+
+  A head that is gone has no vote under any policy, so that a masked model and
+  its slice drop the same tokens: its uniform attention (q and k are 0) would
+  win the maximum of Eq. 6 wherever the live heads look away.
+  """
+  if mask is None or policy.gate:
+    return mask
+  return (mask > 0).astype(mask.dtype)
 
 
 def token_scores(
@@ -92,7 +115,7 @@ def token_scores(
   Args:
     attention: softmaxed attention, queries before keys.
     pool: tokens that vote as queries and are scored as keys.
-    gate: the mask of each head, or None for Eq. 6.
+    gate: what each head's vote counts (`votes`), or None for Eq. 6.
     causal: early tokens are seen by more queries: what a token receives is
       divided by the number of pool queries that can see it.
 
@@ -143,7 +166,8 @@ def rule_scores(
       projected["query"], projected["key"], state.reader, state.pool
     )
   if policy.rule == "evit":
-    seen = jnp.sum(readout_attention(attention, state), axis=1)
+    seen = readout_attention(attention, state)
+    seen = jnp.sum(seen if gate is None else seen * gate[:, None], axis=1)
     total = jnp.sum(seen, axis=-1, keepdims=True)
     return seen / jnp.where(total > 0, total, 1.0)
   scores = token_scores(attention, state.pool, gate, causal)

@@ -171,7 +171,7 @@ class Attention(nn.Module):
       # A decoder's tokens are never dropped: nobody asks.
       scores = jnp.zeros(state.valid.shape, jnp.float32)
     elif source is None:
-      gate = mask if policy.gate and by_head else None
+      gate = tokens_lib.votes(policy, mask) if by_head else None
       scores = jax.lax.stop_gradient(
         tokens_lib.rule_scores(
           policy, attention, untapped, state, gate, spec.causal

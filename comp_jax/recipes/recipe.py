@@ -26,7 +26,8 @@ class Recipe:
     name: as reports show it.
     score: how units are scored, a key of `importance.SCORES`.
     cip: weigh tokens by importance in the parameter score (Eq. 4).
-    cit: gate the token score by the head masks (Eq. 7).
+    cit: gate the token score by the head masks (Eq. 7), so that fading heads
+      lose their votes; without it they keep them until they are gone.
     reduce: taylor: `signed` or `abs`.
     standardise: how scores of different layers are compared.
     rule: how tokens are scored and which stay (`tokens.TokenPolicy`).

@@ -59,11 +59,11 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
   def spec_of(masks):
     return towers.compacted(job.spec, compact.units_left(groups, masks))
 
-  spec = spec_of(state.masks)
+  spec, least = spec_of(state.masks), stage.recipe.policy.least
   caps = compact.fit_caps(
     valid,
     {t: mean[t][1:] for t in used if used[t]},
-    {t: stage.prunable.protected[t] + 1 for t in used},
+    {t: stage.prunable.protected[t] + least for t in used},
     lambda caps: costs.static_macs(spec, valid, caps),
     target,
   )

@@ -86,7 +86,7 @@ def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
       counts[tower] = prunable_lib.floor_counts(
         counts[tower],
         prunable.protected[tower],
-        stage.objective.policy.halves,
+        stage.objective.policy,
       )
   return float(stage.macs(masks, counts))
 

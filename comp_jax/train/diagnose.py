@@ -16,6 +16,9 @@ from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import families, specs
 from comp_jax.train import stage as stage_lib
 
+# The mask of a head that is gone for everything but its vote.
+_GOING = 1e-6
+
 
 def overlap(
   spec: specs.ModelSpec,
@@ -82,9 +85,10 @@ def ranks(
 
   Each layer loses this share of its heads, the least important ones; the
   orders are those of the dense model and those of the same weights with these
-  heads masked, scored with CIT and without. No token falls. With CIT the order
-  is that of the model without the heads, so `apart`, the distance between the
-  two, is what compaction changes at once where CIT is off.
+  heads masked, scored with CIT and without, where they vote in full until they
+  are gone. No token falls. With CIT the order is that of the model without the
+  heads, so `apart`, the distance between the two, is what changes at once when
+  the heads go where CIT is off.
 
   Args:
     stage: model, objective and recipe; units are scored as the recipe does.
@@ -113,7 +117,9 @@ def ranks(
       ),
     )
     masks = masks_lib.soft(stage.ones, marked, faded)
-    gated, ungated = (score[g](params, batch, masks) for g in (True, False))
+    going = jax.tree.map(lambda mask: jnp.maximum(mask, _GOING), masks)
+    gated = score[True](params, batch, masks)
+    ungated = score[False](params, batch, going)
     pairs = ((dense, gated), (dense, ungated), (gated, ungated))
     for name, (before, after) in zip(names, pairs, strict=True):
       for tower, each in found.items():

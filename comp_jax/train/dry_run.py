@@ -24,8 +24,8 @@ def show(config: ml_collections.ConfigDict) -> None:
     )
     for tower, lengths in valid.items()
   }
-  halves = job.stage.objective.policy.halves
-  removable = job.stage.prunable.removable(job.stage.ones, counts, halves)
+  policy = job.stage.objective.policy
+  removable = job.stage.prunable.removable(job.stage.ones, counts, policy)
   table = rich.table.Table(title=f"{config.name}: what each mode can remove")
   table.add_column("mode")
   table.add_column("alone, of dense MACs", justify="right")
@@ -41,7 +41,11 @@ def show(config: ml_collections.ConfigDict) -> None:
     "floor of all modes together": f"{floor:.1%} of dense",
     "floors per layer": (
       f"{config.model.min_heads} heads, {config.model.min_neurons} neurons, "
-      + ("half of the tokens that enter" if halves else "1 token")
+      + (
+        "half of the tokens that enter"
+        if policy.halves
+        else f"{policy.least} token{'s' * (policy.least > 1)}"
+      )
       + " beside the protected ones"
     ),
     "stages": (

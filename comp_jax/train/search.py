@@ -127,6 +127,7 @@ def search(
     stage.probe, in_shardings=(placed, split, split), out_shardings=placed
   )
   modes, target = stage.prunable.modes, stage.settings.target
+  due = stage.due
   history, costs, first, spent = [], {}, 0, 0.0
   restored = checkpoints.restore_latest(abstract)
   if restored is None:
@@ -148,7 +149,7 @@ def search(
   with progress, scalars:
     for index in range(first, plan.total):
       warming = index < plan.warmup_stages
-      if not warming and finished(history, target):
+      if not warming and finished(history, target, due):
         break
       stacked = next(source)
       steps = jax.tree.leaves(stacked)[0].shape[0]
@@ -168,7 +169,7 @@ def search(
       scalars.write(index, _scalars(row))
       stop = watch.requested()
       # The last stage is always kept: what follows may be stopped too.
-      over = index + 1 == plan.total or finished(history, target)
+      over = index + 1 == plan.total or finished(history, target, due)
       if stop or over or (index + 1) % plan.save_every == 0:
         checkpoints.save(
           index + 1,
@@ -210,12 +211,19 @@ def needs_probe(stage: stage_lib.Stage) -> bool:
   return recipe.schedule == "mps" and recipe.strategy.cold_start == "probe"
 
 
-def finished(history: Sequence[Mapping], target: float) -> bool:
-  """Whether the last stage arrived, or had nothing left to prune."""
+def finished(history: Sequence[Mapping], target: float, due: int = 0) -> bool:
+  """Whether the last stage arrived, or had nothing left to prune.
+
+  Args:
+    history: rows of the stages.
+    target: as a fraction of dense.
+    due: pruning stages that run in any case.
+  """
   if not history or history[-1]["mode"] == "warmup":
     return target >= 1.0
   last = history[-1]
-  arrived = last["macs_fraction"] <= target + ARRIVED
+  ran = sum(row["mode"] != "warmup" for row in history)
+  arrived = last["macs_fraction"] <= target + ARRIVED and ran >= due
   return arrived or last["mode"] == "none"
 
 

@@ -91,7 +91,7 @@ class Stage(effects.Effects):
     next_key, choice_key, score_key = jax.random.split(state.key, 3)
     removable = self.removable(state)
     exhausted = self.exhausted(removable)
-    active = prune & (state.macs > settings.target) & ~jnp.all(exhausted)
+    active = prune & self.active(state) & ~jnp.all(exhausted)
     learns_from = settings.cost
     uncut = self.uncut(state, batches, select)
     if self.recipe.schedule == "lookahead":

@@ -143,7 +143,7 @@ def _search(
   sources = [orders(seed)(first) for seed in sweep.seeds]
   for index in range(first, plan.total):
     warming = index < plan.warmup_stages
-    live = _live(members, history, failed, warming)
+    live = _live(stages, history, failed, warming)
     if not any(live):
       break
     batches = _stacked(sources)
@@ -174,7 +174,7 @@ def _search(
     note("search", [rows[-1] for rows in history])
     stop = watch.requested()
     # The last stage is always kept: what follows may be stopped too.
-    over = index + 1 == plan.total or not any(_live(members, history, failed))
+    over = index + 1 == plan.total or not any(_live(stages, history, failed))
     if stop or over or (index + 1) % plan.save_every == 0:
       meta = {"history": history, "probe": probe, "failed": failed}
       saved.save(index + 1, states, meta)
@@ -185,11 +185,15 @@ def _search(
   return states, history, probe, failed, step.compilations
 
 
-def _live(members, history, failed, warming: bool = False) -> list[bool]:
+def _live(stages, history, failed, warming: bool = False) -> list[bool]:
   """Which members are sound, and have not arrived at their target."""
   return [
-    not problem and (warming or not search.finished(rows, 1.0 - member.ratio))
-    for rows, member, problem in zip(history, members, failed, strict=True)
+    not problem
+    and (
+      warming
+      or not search.finished(rows, float(stage.settings.target), stage.due)
+    )
+    for rows, stage, problem in zip(history, stages, failed, strict=True)
   ]
 
 

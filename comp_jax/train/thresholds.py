@@ -34,7 +34,8 @@ class Settings:
     calibration: validation examples on which theta is bisected.
     least_step: share of a stage's MACs. A smaller step drowns in the drift of
       the token counts and in what training gains meanwhile, so its cost says
-      little: the mode rests while others can do more.
+      little: where modes are weighed by cost, it rests while others can do
+      more.
     bisections: halvings of theta's range.
     cost: what MPS learns: `eq8` (what a stage and its training cost),
       `immediate` (before its training) or `paired` (after it, against the
@@ -110,7 +111,7 @@ class Thresholds:
     """What each mode can still remove, as a fraction of dense."""
     may = jnp.array([m in self.modes for m in self.prunable.modes])
     macs = self.prunable.removable(
-      state.masks, state.counts, self.objective.policy.halves
+      state.masks, state.counts, self.objective.policy
     )
     return jnp.where(may, macs, 0.0) / self.settings.dense_macs
 
@@ -125,28 +126,48 @@ class Thresholds:
       tower: jnp.broadcast_to(counts[:, :1], counts.shape)
       for tower, counts in state.counts.items()
     }
-    halves = self.objective.policy.halves
-    units = removable(state.masks, entering, halves)
-    tokens = removable(self.ones, state.counts, halves)
-    dense = removable(self.ones, entering, halves)
+    policy = self.objective.policy
+    units = removable(state.masks, entering, policy)
+    tokens = removable(self.ones, state.counts, policy)
+    dense = removable(self.ones, entering, policy)
     now = jnp.where(self.is_token, tokens, units)
     return now / jnp.maximum(dense, 1.0)
 
   def exhausted(self, removable: Float[Array, " m"]) -> Bool[Array, " m"]:
     """Modes that have nothing left to remove, or too little to be judged."""
     empty = removable < EXHAUSTED
-    if self.recipe.fade == "search":  # All units are marked, none is priced.
+    if self.recipe.schedule not in recipe_lib.WEIGHING:
       return empty
     step = STAGE_SHARE * removable
     small = empty | (step < self.settings.least_step * self.settings.stage_macs)
     return jnp.where(jnp.all(small), empty, small)
 
-  def progress(self, state: state_lib.SearchState) -> Float[Array, ""]:
-    """How much of the planned stages is over after this one, in (0, 1]."""
+  @property
+  def planned(self) -> Float[Array, ""]:
+    """Stages that a search at `stage_macs` each takes."""
     settings = self.settings
     planned = (1.0 - settings.target) / jnp.maximum(settings.stage_macs, 1e-9)
-    planned = jnp.maximum(jnp.round(planned), 1.0)
-    return jnp.minimum(state.strategy.stage / planned, 1.0)
+    return jnp.maximum(jnp.round(planned), 1.0)
+
+  @property
+  def due(self) -> int:
+    """Stages that a search runs in any case; its numbers must be concrete.
+
+    Under `fade=search` the MACs of masks that still fade may touch the target
+    before the masks are hard.
+    """
+    return int(self.planned) if self.recipe.fade == "search" else 0
+
+  def progress(self, state: state_lib.SearchState) -> Float[Array, ""]:
+    """How much of the planned stages is over after this one, in (0, 1]."""
+    return jnp.minimum(state.strategy.stage / self.planned, 1.0)
+
+  def active(self, state: state_lib.SearchState) -> Bool[Array, ""]:
+    """Whether this stage has something to do: the target is not reached."""
+    above = state.macs > self.settings.target
+    if self.recipe.fade == "search":
+      above = above | (state.strategy.stage <= self.planned)
+    return above
 
   def share(self, state: state_lib.SearchState) -> Float[Array, ""] | float:
     """The part of the units that meet its goal which a stage marks."""

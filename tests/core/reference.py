@@ -198,7 +198,7 @@ def encode(
       x = _layer_norm(x, p["norm1"], eps)
 
     pool = ~protected
-    scores = token_scores(attention, pool, heads if gate else None)
+    scores = token_scores(attention, pool, heads if gate else heads > 0)
     kept = stays(scores, pool, theta)
     if merge:
       dropped = [i for i in range(len(x)) if pool[i] and not kept[i]]

@@ -152,9 +152,11 @@ def _numpy_standard(score, live, how):
     if how == "layer_mean":
       result[u] = score[u] / np.abs(layer).mean()
     elif how == "isomorphic":
-      result[u] = (everyone <= score[u]).sum() / len(everyone)
+      dead = (~live).sum()
+      result[u] = (dead + (everyone <= score[u]).sum()) / live.size
     elif how == "layer_rank":
-      result[u] = (layer <= score[u]).mean()
+      dead = (~live[u[0]]).sum()
+      result[u] = (dead + (layer <= score[u]).sum()) / live.shape[1]
     elif how == "none":
       result[u] = score[u]
     else:
@@ -194,12 +196,30 @@ def test_layer_mean_keeps_the_sign_and_survives_empty_layers():
     assert np.isfinite(got[:2]).all()
 
 
-def test_isomorphic_ranks_run_to_one_over_the_group():
+def test_isomorphic_ranks_run_to_one_over_the_group_the_dead_first():
   score = jnp.array([[5.0, -1.0, 2.0], [100.0, 3.0, 0.0]])
   live = jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
   got = np.asarray(_standardise(score, live, "isomorphic"))
-  np.testing.assert_allclose(got[0], [0.8, 0.2, 0.6])
-  np.testing.assert_allclose(got[1, [0, 2]], [1.0, 0.4])
+  np.testing.assert_allclose(got[0], np.array([5, 2, 4]) / 6, rtol=1e-6)
+  np.testing.assert_allclose(got[1, [0, 2]], [1.0, 0.5])
+
+
+@pytest.mark.parametrize("how", ["isomorphic", "layer_rank"])
+def test_ranks_cut_the_same_share_of_few_units_and_of_many_by_stages(how):
+  """A rank among the live would spare the few: 1/6 never falls below 1/1500."""
+  rng = np.random.default_rng(0)
+  score = {n: jnp.asarray(rng.random((4, n)), jnp.float32) for n in (6, 1536)}
+  live = {n: jnp.ones_like(s) for n, s in score.items()}
+  for goal in np.linspace(0.05, 0.7, 14):
+    for n in live:
+      ranked = _standardise(score[n], live[n], how)
+      live[n] = jnp.where(ranked <= goal, 0.0, live[n])
+  left = [float(jnp.mean(each)) for each in live.values()]
+  # A layer loses whole heads: 0.7 of 6 is 4 of them, of 24 it is 16.
+  assert left[1] == pytest.approx(0.3, abs=2e-3)
+  assert left[0] == pytest.approx(
+    0.3, abs=1 / 24 + 1e-6 if how == "isomorphic" else 1 / 6
+  )
 
 
 def test_unknown_standardisation_is_refused():

@@ -312,7 +312,8 @@ def test_a_fraction_of_a_token_goes_in_later_layers():
 
 def test_a_layer_merges_half_of_its_pool_at_most():
   counts = jnp.full((1, 5), 14, jnp.int32)
-  assert prunable.floor_counts(counts, 1, True).tolist() == [[14, 8, 5, 3, 2]]
+  policy = tokens.TokenPolicy(rule="tome", combine="match")
+  assert prunable.floor_counts(counts, 1, policy).tolist() == [[14, 8, 5, 3, 2]]
   assert prunable.floor_counts(counts, 1).tolist() == [[14, 2, 2, 2, 2]]
 
 

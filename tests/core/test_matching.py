@@ -317,6 +317,12 @@ def test_a_layer_merges_half_of_its_pool_at_most():
   assert prunable.floor_counts(counts, 1).tolist() == [[14, 2, 2, 2, 2]]
 
 
+def test_merging_leaves_the_best_token_and_the_merged_one():
+  counts = jnp.full((1, 5), 14, jnp.int32)
+  policy = tokens.TokenPolicy(combine="merge")
+  assert prunable.floor_counts(counts, 1, policy).tolist() == [[14, 3, 3, 3, 3]]
+
+
 def test_counts_give_crossgets_published_cost():
   """16 tokens per layer of CLIP-B/16: 12.036 G of 20.567 (spec part 6).
 

@@ -353,3 +353,11 @@ def test_static_counts_are_refused_where_they_cannot_work():
   policy = tokens.TokenPolicy(keep=(8, 8, 8))
   with pytest.raises(ValueError, match="unrolled"):
     jax.eval_shape(scanned.init, jax.random.key(0), state, None, None, policy)
+
+
+def test_a_head_that_is_gone_has_no_vote_under_any_policy():
+  mask = jnp.array([0.0, 0.3, 1.0])
+  for gate, expected in ((True, mask), (False, jnp.array([0.0, 1.0, 1.0]))):
+    policy = tokens.TokenPolicy(gate=gate)
+    np.testing.assert_array_equal(tokens.votes(policy, mask), expected)
+    assert tokens.votes(policy, None) is None

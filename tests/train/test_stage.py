@@ -11,6 +11,7 @@ import pytest
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import mps
 from comp_jax.train import compiled, effects
+from comp_jax.train import search as search_lib
 from tests.train import kit
 
 ON, OFF = jnp.asarray(True), jnp.asarray(False)
@@ -219,6 +220,35 @@ def test_a_mode_whose_step_is_small_rests_while_others_can_do_more(
   stage = dataclasses.replace(stage, settings=settings)
   found = stage.exhausted(jnp.asarray(removable))
   np.testing.assert_array_equal(found, resting)
+
+
+def test_no_mode_rests_where_nothing_is_weighed():
+  stage = kit.make_stage("uniform", ratio=0.5, stages=4)
+  settings = dataclasses.replace(stage.settings, least_step=0.5)
+  stage = dataclasses.replace(stage, settings=settings)
+  found = stage.exhausted(jnp.asarray((0.4, 0.35, 0.3, 0.0)))
+  np.testing.assert_array_equal(found, (False, False, False, True))
+
+
+def test_a_search_that_fades_throughout_runs_all_its_stages():
+  """Masks that still fade may touch the target before they are hard."""
+  stage = kit.make_stage("upop", ratio=0.5, stages=4)
+  assert stage.due == 4 and kit.make_stage(stages=4).due == 0
+  arrived = {"macs_fraction": 0.5, "mode": "vision_params"}
+  warm = {"macs_fraction": 1.0, "mode": "warmup"}
+  for ran in range(1, 6):
+    history = [warm, *[arrived] * ran]
+    assert search_lib.finished(history, 0.5, stage.due) == (ran >= 4)
+    assert search_lib.finished(history, 0.5)
+  state = kit.initial(stage)
+  state = dataclasses.replace(state, macs=jnp.float32(0.4))
+  for number, runs in ((1, True), (4, True), (5, False)):
+    strategy = dataclasses.replace(
+      state.strategy, stage=jnp.asarray(number, state.strategy.stage.dtype)
+    )
+    now = dataclasses.replace(state, strategy=strategy)
+    assert bool(stage.active(now)) == runs
+    assert not kit.make_stage().active(now)
 
 
 def test_what_is_left_of_a_kind_does_not_depend_on_the_other():

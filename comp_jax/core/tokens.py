@@ -167,7 +167,9 @@ def rule_scores(
     )
   if policy.rule == "evit":
     seen = readout_attention(attention, state)
-    seen = jnp.sum(seen if gate is None else seen * gate[:, None], axis=1)
+    if gate is not None:
+      seen = seen * gate[None, :, None]
+    seen = jnp.sum(seen, axis=1)
     total = jnp.sum(seen, axis=-1, keepdims=True)
     return seen / jnp.where(total > 0, total, 1.0)
   scores = token_scores(attention, state.pool, gate, causal)

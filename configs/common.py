@@ -70,6 +70,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.recipe = ml_collections.ConfigDict()
   c.recipe.name = "comp"
+  # taylor or wanda: how units are scored by CoMP, its ablations and controls
+  # and simple joint pruning. Other baselines have a score of their own.
+  c.recipe.estimator = "taylor"
   # Fields of recipes.recipe.Recipe that replace the recipe's own.
   c.recipe.score = ml_collections.config_dict.placeholder(str)
   c.recipe.cip = ml_collections.config_dict.placeholder(bool)

@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   # 6 % of the MACs from the vision tower's parameters at once cost 1.48 nats by
   # Taylor, 0.13 by its absolute values and 0.08 by Wanda.
   c.recipe.name = "comp_wanda"
+  c.recipe.estimator = "wanda"
   c.recipe.strategy.explore_within = 3.0
   # On `select`, fine-tuned at 0.7, T2I R@10 0.310; at the paper's 0, 0.271: the
   # first costs say little of what the last tokens are worth.

@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Their signed Taylor scores need more examples than a stage has here: see
   # `flickr8k_dinov2_minilm`.
   c.recipe.name = "comp_wanda"
+  c.recipe.estimator = "wanda"
   c.recipe.strategy.explore_within = 3.0
   c.prune.num_stages = 10
   c.prune.max_stages = 18

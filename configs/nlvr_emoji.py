@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Left and right are said of images, not of what is drawn: flips are safe.
   c.model.preset = "tiny_nlvr"
   c.recipe.name = "comp_wanda"
+  c.recipe.estimator = "wanda"
   c.prune.num_stages = 12
   c.prune.max_stages = 22
   c.prune.stage_steps = 25

@@ -24,6 +24,7 @@ def get_config(ratio: str) -> ml_collections.ConfigDict:
   c.model.dtype = "bfloat16"
   c.model.remat = True
   c.recipe.name = "comp_wanda"
+  c.recipe.estimator = "wanda"
   c.prune.num_stages = 100
   c.prune.max_stages = 130
   c.prune.batch_size = 256

@@ -7,6 +7,27 @@ from typing import Any
 from comp_jax.core import mps
 from comp_jax.recipes import recipe as recipe_lib
 
+# What `estimator` may be: how CoMP and what is held against it score units.
+ESTIMATORS = ("taylor", "wanda")
+# Recipes whose method names no score of its own: CoMP, its ablations and
+# controls, simple joint pruning. One estimator serves all of a comparison.
+ESTIMATED = frozenset(
+  (
+    "comp",
+    "comp_lookahead",
+    "comp_no_cip",
+    "comp_no_cit",
+    "comp_no_cost",
+    "comp_no_exploration",
+    "comp_no_history",
+    "round_robin",
+    "all_modes_together",
+    "sjp_together",
+    "sjp_params_first",
+    "sjp_tokens_first",
+  )
+)
+
 # Baselines know neither CIM nor MPS.
 _NO_CIM = {"cip": False, "cit": False}
 _PLAIN = {**_NO_CIM, "schedule": "together"}
@@ -94,20 +115,32 @@ _RECIPES = (
 RECIPES: Mapping[str, recipe_lib.Recipe] = {r.name: r for r in _RECIPES}
 
 
-def build(name: str, overrides: Mapping[str, Any] | None = None):
+def build(
+  name: str,
+  overrides: Mapping[str, Any] | None = None,
+  estimator: str = ESTIMATORS[0],
+) -> recipe_lib.Recipe:
   """The named recipe, with single fields replaced.
 
   Args:
     name: a key of `RECIPES`.
     overrides: fields of `Recipe`, `strategy` as a mapping of fields of
       `mps.Options`; None values keep the recipe's own.
+    estimator: the score of a recipe of `ESTIMATED`, one of `ESTIMATORS`. An
+      override of `score` goes before it; other recipes keep their own.
 
   Raises:
     ValueError: an unknown recipe, or a value that a field does not take.
   """
   if name not in RECIPES:
     raise ValueError(f"recipe must be one of {tuple(RECIPES)}, not {name!r}")
+  if estimator not in ESTIMATORS:
+    raise ValueError(
+      f"estimator must be one of {ESTIMATORS}, not {estimator!r}"
+    )
   recipe = RECIPES[name]
+  if name in ESTIMATED:
+    recipe = dataclasses.replace(recipe, score=estimator)
   fields = {k: v for k, v in dict(overrides or {}).items() if v is not None}
   options = fields.pop("strategy", None)
   if options:

@@ -226,7 +226,9 @@ def optimizer(
 def _recipe(config):
   fields = config.recipe.to_dict()
   try:
-    recipe = library.build(fields.pop("name"), fields)
+    recipe = library.build(
+      fields.pop("name"), estimator=fields.pop("estimator"), overrides=fields
+    )
   except ValueError as error:
     raise errors.UserError(f"config.recipe: {error}") from error
   if config.model.granularity == "channel" and recipe.cit:

@@ -50,6 +50,28 @@ def test_fields_are_replaced_singly():
   assert recipe.strategy == mps.Options(explore=0.5, history=0.0)
 
 
+def test_one_estimator_serves_all_that_have_no_score_of_their_own():
+  """What is held against CoMP by Wanda is not scored by Taylor unasked."""
+  for name, own in library.RECIPES.items():
+    taken = library.build(name, estimator="wanda")
+    assert (taken.score == "wanda") == (
+      name in library.ESTIMATED or own.score == "wanda"
+    )
+    assert _differences(taken, own) <= {"score"}
+    # A score that is asked for goes before it.
+    asked = library.build(name, {"score": "magnitude"}, estimator="wanda")
+    assert asked.score == "magnitude"
+  # What a recipe adds to CoMP or takes away is still all that it changes.
+  comp = library.build("comp", estimator="wanda")
+  control = library.build("all_modes_together", estimator="wanda")
+  assert _differences(comp, control) == {"schedule"}
+  assert _differences(library.build("comp_wanda"), comp) == set()
+  # UPop's gradients of masks are its method, not an estimator of CoMP's.
+  assert library.build("upop", estimator="wanda").score == "taylor"
+  with pytest.raises(ValueError, match="estimator must be one of"):
+    library.build("comp", estimator="magnitude")
+
+
 def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match="recipe must be one of"):
     library.build("guess")

@@ -93,6 +93,9 @@ def test_an_unknown_recipe_and_a_bad_field(config):
   config.recipe.standardise = "zscore"
   with pytest.raises(errors.UserError, match="standardise must be one of"):
     prepare.prepare(config)
+  config.recipe.standardise, config.recipe.estimator = "z_model", "wand"
+  with pytest.raises(errors.UserError, match="estimator must be one of"):
+    prepare.prepare(config)
 
 
 def test_a_batch_that_the_devices_cannot_share(config):

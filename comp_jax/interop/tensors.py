@@ -1,5 +1,6 @@
 """Dense parameters as one safetensors file, and checks of their shapes."""
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -24,6 +25,16 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the nested dict of '/'-joined paths: the inverse of flatten."""
   return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def digest(params: Mapping[str, Any]) -> str:
+  """SHA-256 of parameters: of their names, types, shapes and numbers."""
+  found = hashlib.sha256()
+  for key, value in sorted(flatten(params).items()):
+    value = np.ascontiguousarray(value)
+    found.update(f"{key} {value.dtype} {np.shape(value)}\n".encode())
+    found.update(value.reshape(-1).view(np.uint8))
+  return found.hexdigest()
 
 
 def save_params(

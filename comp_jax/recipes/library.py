@@ -7,26 +7,9 @@ from typing import Any
 from comp_jax.core import mps
 from comp_jax.recipes import recipe as recipe_lib
 
-# What `estimator` may be: how CoMP and what is held against it score units.
+# What may score the units of a recipe that names no score of its own: CoMP, its
+# ablations and controls, simple joint pruning. One serves a whole comparison.
 ESTIMATORS = ("taylor", "wanda")
-# Recipes whose method names no score of its own: CoMP, its ablations and
-# controls, simple joint pruning. One estimator serves all of a comparison.
-ESTIMATED = frozenset(
-  (
-    "comp",
-    "comp_lookahead",
-    "comp_no_cip",
-    "comp_no_cit",
-    "comp_no_cost",
-    "comp_no_exploration",
-    "comp_no_history",
-    "round_robin",
-    "all_modes_together",
-    "sjp_together",
-    "sjp_params_first",
-    "sjp_tokens_first",
-  )
-)
 
 # Baselines know neither CIM nor MPS.
 _NO_CIM = {"cip": False, "cit": False}
@@ -70,6 +53,7 @@ _RECIPES = (
   # Spec `upop.md` part 1: the accumulated gradients of the masks.
   recipe_lib.Recipe(
     name="upop",
+    score="taylor",
     standardise="z_model",
     prunes="params",
     accumulate="search",
@@ -126,8 +110,8 @@ def build(
     name: a key of `RECIPES`.
     overrides: fields of `Recipe`, `strategy` as a mapping of fields of
       `mps.Options`; None values keep the recipe's own.
-    estimator: the score of a recipe of `ESTIMATED`, one of `ESTIMATORS`. An
-      override of `score` goes before it; other recipes keep their own.
+    estimator: the score of a recipe that names none, one of `ESTIMATORS`. An
+      override of `score` goes before it.
 
   Raises:
     ValueError: an unknown recipe, or a value that a field does not take.
@@ -139,7 +123,7 @@ def build(
       f"estimator must be one of {ESTIMATORS}, not {estimator!r}"
     )
   recipe = RECIPES[name]
-  if name in ESTIMATED:
+  if recipe.score is None:
     recipe = dataclasses.replace(recipe, score=estimator)
   fields = {k: v for k, v in dict(overrides or {}).items() if v is not None}
   options = fields.pop("strategy", None)

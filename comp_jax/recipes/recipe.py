@@ -14,6 +14,9 @@ SCHEDULES = (
 )
 # Those that choose a mode by what it costs.
 WEIGHING = ("mps", "lookahead")
+# Those that raise one mode per stage: in them a mode whose step is too small to
+# be worth a stage rests (`prune.least_step`).
+SINGLE = (*WEIGHING, "round_robin")
 SPANS = ("stage", "search")
 UNIT_COSTS = ("macs", "upop")
 
@@ -24,7 +27,9 @@ class Recipe:
 
   Attributes:
     name: as reports show it.
-    score: how units are scored, a key of `importance.SCORES`.
+    score: how units are scored, a key of `importance.SCORES`. None for a
+      method that names none of its own: `library.build` fills in the estimator
+      that serves the whole comparison.
     cip: weigh tokens by importance in the parameter score (Eq. 4).
     cit: gate the token score by the head masks (Eq. 7), so that fading heads
       lose their votes; without it they keep them until they are gone.
@@ -54,7 +59,7 @@ class Recipe:
   """
 
   name: str
-  score: str = "taylor"
+  score: str | None = None
   cip: bool = True
   cit: bool = True
   reduce: str = "signed"
@@ -69,7 +74,7 @@ class Recipe:
   strategy: mps.Options = mps.Options()
 
   def __post_init__(self):
-    if self.score not in importance.SCORES:
+    if self.score is not None and self.score not in importance.SCORES:
       raise ValueError(
         f"score must be one of {tuple(importance.SCORES)}, not {self.score!r}"
       )
@@ -116,6 +121,10 @@ class Recipe:
   @property
   def estimator(self) -> importance.Estimator:
     """What the passes of a stage gather for this recipe's score."""
+    if self.score is None:
+      raise ValueError(
+        f"{self.name} has no score yet: take the recipe from library.build"
+      )
     needs_data = self.score in ("taylor", "wanda")
     return importance.Estimator(
       kind=self.score if needs_data else "none",

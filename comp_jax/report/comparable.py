@@ -13,7 +13,7 @@ from comp_jax.train import workdir
 # A final model may cost this much more or less than its target, relative.
 TOLERANCE = 5e-3
 # What may differ between runs at one ratio: how they prune, and what changes no
-# result. All else (data, steps, rates) must be equal.
+# result. All else (data, rates, steps in all) must be equal.
 _FREE = (
   "ratio",
   "seed",
@@ -52,6 +52,8 @@ def gather(
       models[run.model].append(run)
   compared = {}
   for model, members in models.items():
+    members, others = _of_one_model(members)
+    left_out += others
     alike = []
     for ratio in dict.fromkeys(run.ratio for run in members):
       same, mixed = _alike([run for run in members if run.ratio == ratio])
@@ -63,16 +65,21 @@ def gather(
 
 
 def named(members: Sequence[runs.Run]) -> list[runs.Run]:
-  """The runs with their methods; what all of them changed is not named."""
-  changes = [run.changes for run in members]
-  weighing = [run.weighing for run in members]
-  shared = _common(changes)
-  shared |= _common([costs for costs in weighing if costs is not None])
+  """The runs with their methods.
+
+  What all of them changed is not named, nor the stages that most have.
+  """
+  settings = [(*run.settings, run.stages) for run in members]
+  shared = set().union(*(_common(kind) for kind in zip(*settings, strict=True)))
+  cuts = collections.Counter(tuple(run.stages.items()) for run in members)
+  for usual, _ in cuts.most_common(1):
+    shared |= set(usual)
   named = []
-  for run, changed, costs in zip(members, changes, weighing, strict=True):
+  for run, kinds in zip(members, settings, strict=True):
     listed = [
       f"{key}={value}"
-      for key, value in {**changed, **(costs or {})}.items()
+      for kind in kinds
+      for key, value in (kind or {}).items()
       if (key, value) not in shared
     ]
     method = run.report["recipe"]
@@ -105,6 +112,27 @@ def _missed(report: schema.Report) -> str:
     f"{report['recipe']} {how} the ratio {report['ratio']:g}: {gone} of the "
     f"MACs are gone{said}"
   )
+
+
+def _of_one_model(
+  members: Sequence[runs.Run],
+) -> tuple[list[runs.Run], list[runs.LeftOut]]:
+  """The runs that pruned the same weights as most, and the others.
+
+  Trained again, a dense model has another metric and the same path. Runs that
+  do not tell their weights are taken at their word.
+  """
+  told = [run.report.get("dense_digest") for run in members]
+  known = collections.Counter(digest for digest in told if digest)
+  (most, _), *_ = known.most_common(1) or [(None, 0)]
+  kept, left_out = [], []
+  for run, digest in zip(members, told, strict=True):
+    if digest in (None, most):
+      kept.append(run)
+    else:
+      reason = f"pruned other dense weights than most ({digest[:12]})"
+      left_out.append(runs.LeftOut(path=run.path, reason=reason))
+  return kept, left_out
 
 
 def _alike(
@@ -144,17 +172,26 @@ def _once(
 
 
 def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The part of a config that compared runs have in common."""
+  """The part of a config that compared runs have in common.
+
+  A method may cut its search into stages of its own (UPop marks anew in every
+  step): what is shared are the steps of the search in all.
+  """
   shared = {}
   for key, value in config.items():
     if key in _FREE:
       continue
     if isinstance(value, Mapping):
       value = {k: v for k, v in value.items() if f"{key}.{k}" not in _FREE}
+    if key == "prune" and all(name in value for name in runs.STAGES):
+      value = dict(value)
+      _, most, warmup, steps = (value.pop(name) for name in runs.STAGES)
+      value["steps in all"] = (warmup + most) * steps
     shared[key] = value
   return shared
 
 
-def _common(every: Sequence[Mapping[str, str]]) -> set[tuple[str, str]]:
-  """What all of them have."""
-  return set.intersection(*(set(each.items()) for each in every or [{}]))
+def _common(every: Sequence[Mapping[str, str] | None]) -> set[tuple[str, str]]:
+  """What all that have such settings have."""
+  having = [set(each.items()) for each in every if each is not None]
+  return set.intersection(*having) if having else set()

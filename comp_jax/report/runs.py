@@ -20,6 +20,8 @@ from comp_jax.train import examples, workdir
 # them; the points of a group, as `train.sweep_group` does.
 GROUP, INDEX = "group_{}", "index.json"
 RESULTS = "results.jsonl"
+# How a search is cut into stages.
+STAGES = ("num_stages", "max_stages", "warmup_stages", "stage_steps")
 _AGAIN = "the same command goes on with it"
 # Path, report and, of one that is left out, the reason.
 _Read = Iterator[tuple[pathlib.Path, schema.Report, str]]
@@ -43,30 +45,49 @@ class Run:
   method: str = ""
 
   @property
-  def changes(self) -> dict[str, str]:
-    """Fields of the recipe, and of what it prunes, that the config set."""
-    config = self.report["config"]
-    fields = dict(config.get("recipe") or {})
-    for key in ("name", "strategy"):
-      fields.pop(key, None)
-    fields["least_step"] = _get(config, "prune.least_step")
-    if _get(config, "model.granularity") == "channel":
-      fields["granularity"] = "channel"
-    if _get(config, "prune.modes"):
-      fields["modes"] = "+".join(_get(config, "prune.modes"))
-    return _set(fields)
+  def _recipe(self) -> recipe_lib.Recipe | None:
+    """Its recipe as the library has it; None where it has no such name."""
+    return library.RECIPES.get(self.report["recipe"])
 
   @property
-  def weighing(self) -> dict[str, str] | None:
-    """The same of how costs are weighed; None where the schedule has none."""
+  def schedule(self) -> str:
+    """When it raised which modes; empty where that is not known."""
+    asked = _get(self.report["config"], "recipe.schedule")
+    return asked or (self._recipe.schedule if self._recipe else "")
+
+  @property
+  def settings(self) -> tuple[dict[str, str] | None, ...]:
+    """What the config set of how it prunes; None for what it does not have.
+
+    In this order: fields of the recipe, and of what it prunes; the estimator,
+    where the recipe names no score of its own; which steps rest, where one mode
+    is raised per stage; how costs are weighed, where they are.
+    """
     config = self.report["config"]
-    recipe = config.get("recipe") or {}
-    known = library.RECIPES.get(self.report["recipe"])
-    schedule = recipe.get("schedule") or (known.schedule if known else "")
-    if schedule not in recipe_lib.WEIGHING:
-      return None
-    strategy = recipe.get("strategy") or {}
-    return _set({**strategy, "cost": _get(config, "prune.cost")})
+    recipe = dict(config.get("recipe") or {})
+    recipe.pop("name", None)
+    strategy = recipe.pop("strategy", None) or {}
+    estimator = recipe.pop("estimator", None) or library.ESTIMATORS[0]
+    scored = None
+    if self._recipe and self._recipe.score is None:
+      score = recipe.pop("score", None) or estimator
+      scored = {} if score == library.ESTIMATORS[0] else {"score": score}
+    if _get(config, "model.granularity") == "channel":
+      recipe["granularity"] = "channel"
+    if _get(config, "prune.modes"):
+      recipe["modes"] = "+".join(_get(config, "prune.modes"))
+    resting, weighing = None, None
+    if self.schedule in recipe_lib.SINGLE:
+      resting = _set({"least_step": _get(config, "prune.least_step")})
+    if self.schedule in recipe_lib.WEIGHING:
+      weighing = _set({**strategy, "cost": _get(config, "prune.cost")})
+    return _set(recipe), scored, resting, weighing
+
+  @property
+  def stages(self) -> dict[str, str]:
+    """How its search is cut into stages."""
+    config = self.report["config"]
+    return _set({name: _get(config, f"prune.{name}") for name in STAGES})
 
   def outcomes(self, split: str) -> dict[str, np.ndarray]:
     """Those of a split's examples; empty where the run kept none."""
@@ -162,12 +183,21 @@ def _read(path: pathlib.Path) -> _Read:
   elif "points" in claimed:
     yield from _points(path, claimed["points"], _names(claimed["points"]))
   elif path.is_dir() and not (path / schema.FILE_NAME).exists():
-    yield path, {}, f"unfinished: no {schema.FILE_NAME}; {_AGAIN}"
+    yield path, {}, _without_report(path, claimed)
   else:
     try:
       yield path, schema.load(path), ""
     except errors.UserError as error:
       yield path, {}, f"failed: {error}"
+
+
+def _without_report(path: pathlib.Path, claimed: Mapping[str, Any]) -> str:
+  """Why a folder of ours holds no report."""
+  if claimed.get(workdir.PROGRAM) == "train.py":
+    return "a run of train.py, which prunes nothing"
+  if failure := _json(path / workdir.FAILURE):
+    return f"failed: {failure.get('reason')}"
+  return f"unfinished: no {schema.FILE_NAME}; {_AGAIN}"
 
 
 def _groups(sweep: pathlib.Path, groups: Sequence[Mapping]) -> _Read:

@@ -11,7 +11,7 @@ import ml_collections
 
 from comp_jax import errors
 from comp_jax.data import sources
-from comp_jax.interop import atomic
+from comp_jax.interop import atomic, tensors
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
   costs,
@@ -109,6 +109,7 @@ def run(
         part.batch_size, steps, first_step=first_step
       )
 
+    digest = tensors.digest(job.dense.params)
     swept, traces = [], {}
     if group.members:
       swept, traces = sweep_loop.run(
@@ -138,7 +139,8 @@ def run(
           metrics = {split: each.metrics for split, each in found.items()}
         except finite.NotFinite as error:
           member = replace(member, failed=str(error))
-      done.append(_result(job, metrics, point, member, traces))
+      result = _result(job, metrics, point, member, traces)
+      done.append({**result, "dense_digest": digest})
       lines = [json.dumps(row, sort_keys=True) for row in done]
       atomic.write_text(workdir / RESULTS, "\n".join(lines) + "\n")
   return done

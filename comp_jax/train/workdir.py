@@ -14,7 +14,9 @@ from comp_jax.interop import atomic
 
 CONFIG = "config.json"
 # Its key that is no part of the config.
-_PROGRAM = "program"
+PROGRAM = "program"
+# Why the last process that ran here stopped, where that was a mistake to mend.
+FAILURE = "failure.json"
 _LOCK = ".lock"
 _ABSENT = "(absent)"
 
@@ -53,13 +55,13 @@ def open_workdir(
       f"{file}: not readable as JSON ({error}); use another --workdir, or "
       "remove this one"
     ) from error
-  owner = stored.setdefault(_PROGRAM, program)
+  owner = stored.setdefault(PROGRAM, program)
   if owner != program:
     raise errors.UserError(
       f"{path} holds a run of {owner}; give {program} another --workdir"
     )
   # As JSON has it: tuples are lists.
-  wanted = json.loads(atomic.to_json({_PROGRAM: program, **config}))
+  wanted = json.loads(atomic.to_json({PROGRAM: program, **config}))
   differences = diff(stored, wanted)
   if differences:
     listed = "; ".join(
@@ -76,7 +78,7 @@ def write(
   path: str | os.PathLike, config: Mapping[str, Any], program: str
 ) -> None:
   """Makes this the config of a claimed folder, whatever stood there."""
-  named = {_PROGRAM: program, **config}
+  named = {PROGRAM: program, **config}
   atomic.write_json(pathlib.Path(path) / CONFIG, named)
 
 
@@ -132,10 +134,20 @@ def lock(path: str | os.PathLike) -> Iterator[None]:
 def claim(
   path: str | os.PathLike, config: Mapping[str, Any], program: str
 ) -> Iterator[pathlib.Path]:
-  """Yields the folder, locked and of this program's config: see both above."""
+  """Yields the folder, locked and of this program's config: see both above.
+
+  A UserError inside the block leaves its reason in `failure.json` until the
+  next process claims the folder.
+  """
+  path = pathlib.Path(path)
   with lock(path):
     open_workdir(path, config, program)
-    yield pathlib.Path(path)
+    (path / FAILURE).unlink(missing_ok=True)
+    try:
+      yield path
+    except errors.UserError as error:
+      atomic.write_json(path / FAILURE, {"reason": errors.one_line(error)})
+      raise
 
 
 def _create(path: pathlib.Path) -> None:

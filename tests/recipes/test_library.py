@@ -54,9 +54,7 @@ def test_one_estimator_serves_all_that_have_no_score_of_their_own():
   """What is held against CoMP by Wanda is not scored by Taylor unasked."""
   for name, own in library.RECIPES.items():
     taken = library.build(name, estimator="wanda")
-    assert (taken.score == "wanda") == (
-      name in library.ESTIMATED or own.score == "wanda"
-    )
+    assert taken.score == (own.score or "wanda"), name
     assert _differences(taken, own) <= {"score"}
     # A score that is asked for goes before it.
     asked = library.build(name, {"score": "magnitude"}, estimator="wanda")
@@ -66,6 +64,9 @@ def test_one_estimator_serves_all_that_have_no_score_of_their_own():
   control = library.build("all_modes_together", estimator="wanda")
   assert _differences(comp, control) == {"schedule"}
   assert _differences(library.build("comp_wanda"), comp) == set()
+  # A recipe without a score is no recipe yet.
+  with pytest.raises(ValueError, match="library.build"):
+    _ = library.RECIPES["comp"].estimator
   # UPop's gradients of masks are its method, not an estimator of CoMP's.
   assert library.build("upop", estimator="wanda").score == "taylor"
   with pytest.raises(ValueError, match="estimator must be one of"):

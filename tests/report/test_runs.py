@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from comp_jax import errors
 from comp_jax.report import bootstrap, comparable, compared, comparison, runs
 from comp_jax.train import workdir
 from tests.report import kit
@@ -79,17 +82,92 @@ def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
   }
   (members,) = comparable.gather([tmp_path / "0", tmp_path / "2"])[0].values()
   assert {run.method for run in members} == {"comp", "uniform"}
-  # Modes rest under every schedule.
-  kit.save(
-    tmp_path / "3",
-    make(0, "uniform"),
-    prune={**steps, "least_step": 0.5, "cost": "eq8"},
-  )
-  (members,) = comparable.gather([tmp_path / "2", tmp_path / "3"])[0].values()
+  # Modes rest where one of them is raised per stage, and nowhere else.
+  rests = {**steps, "least_step": 0.5, "cost": "eq8"}
+  kit.save(tmp_path / "3", make(1, "uniform"), prune=rests)
+  kit.save(tmp_path / "4", make(0, "round_robin"), prune=rests)
+  kit.save(tmp_path / "5", make(1, "round_robin"), prune={**rests, **steps})
+  (members,) = comparable.gather([tmp_path / f"{i}" for i in (2, 3, 4, 5)])[
+    0
+  ].values()
   assert {run.method for run in members} == {
-    "uniform (least_step=0.1)",
-    "uniform (least_step=0.5)",
+    "uniform",
+    "round_robin (least_step=0.5)",
+    "round_robin (least_step=0.1)",
   }
+
+
+def test_the_estimator_is_part_of_a_method_that_has_no_score_alone(
+  tmp_path, make
+):
+  """Reports from before there was one say what they say by their recipes."""
+  for index, (recipe, estimator) in enumerate(
+    [("comp", None), ("comp", "wanda"), ("uniform", None), ("uniform", "wanda")]
+  ):
+    chosen = {"name": recipe, "estimator": estimator, "strategy": {}}
+    kit.save(tmp_path / str(index), make(index, recipe), recipe=chosen)
+  (members,) = comparable.gather([tmp_path])[0].values()
+  assert [run.method for run in members] == [
+    "comp",
+    "comp (score=wanda)",
+    "uniform",
+    "uniform",
+  ]
+  (members,) = comparable.gather([tmp_path / "1", tmp_path / "2"])[0].values()
+  assert [run.method for run in members] == ["comp", "uniform"]
+
+
+def test_a_search_may_be_cut_into_stages_of_its_own(tmp_path, make):
+  """At equal steps in all: UPop marks anew in every step."""
+  stages = {"num_stages": 8, "max_stages": 11, "warmup_stages": 1}
+  every = {"num_stages": 32, "max_stages": 44, "warmup_stages": 4}
+  for index, (recipe, prune) in enumerate(
+    [
+      ("comp", {**stages, "stage_steps": 4}),
+      ("upop", {**every, "stage_steps": 1}),
+      ("uniform", {**stages, "stage_steps": 5}),
+    ]
+  ):
+    kit.save(tmp_path / str(index), make(index, recipe), prune=prune)
+  models, (out,) = comparable.gather([tmp_path])
+  (members,) = models.values()
+  assert {run.report["recipe"] for run in members} == {"comp", "upop"}
+  assert {run.method for run in members} == {
+    "comp",
+    "upop (num_stages=32, max_stages=44, warmup_stages=4, stage_steps=1)",
+  }
+  assert "prune.steps in all is 60, not 48" in out.reason
+
+
+def test_runs_of_other_dense_weights_are_left_out(tmp_path, make):
+  """A dense model that was trained again has the same path."""
+  for index, digest in enumerate(["aa", "aa", "bb", None]):
+    report = make(index)
+    if digest:
+      report["dense_digest"] = digest
+    kit.save(tmp_path / str(index), report)
+  models, (out,) = comparable.gather([tmp_path])
+  assert [len(members) for members in models.values()] == [3]
+  assert out.path.name == "2" and "other dense weights" in out.reason
+
+
+def test_why_a_folder_has_no_report(tmp_path, make):
+  kit.save(tmp_path / "0", make(0))
+  programs = {"1": "prune.py", "2": "prune.py", "3": "train.py"}
+  for name, program in programs.items():
+    (tmp_path / name).mkdir()
+    workdir.write(tmp_path / name, {"name": "x"}, program)
+  with pytest.raises(errors.UserError, match="diverged"):
+    with workdir.claim(tmp_path / "2", {"name": "x"}, "prune.py"):
+      raise errors.UserError("the model diverged")
+  reasons = {run.path.name: run.reason for run in runs.read([tmp_path])[1]}
+  assert reasons["1"].startswith("unfinished")
+  assert reasons["2"] == "failed: the model diverged"
+  assert "train.py" in reasons["3"]
+  # Begun again, it has not failed yet.
+  with workdir.claim(tmp_path / "2", {"name": "x"}, "prune.py"):
+    reasons = {run.path.name: run.reason for run in runs.read([tmp_path])[1]}
+  assert reasons["2"].startswith("unfinished")
 
 
 def test_one_run_of_each_kind_counts(folder, make):

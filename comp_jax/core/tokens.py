@@ -75,6 +75,15 @@ class TokenPolicy:
     """
     return 2 if self.combine == "merge" else 1
 
+  def highest(self, tokens: Float[Array, ""]) -> Float[Array, ""]:
+    """A theta above which no more tokens fall.
+
+    Scores sum to 1, so none is above n times their mean; a count cannot
+    exceed n. MADTP's temperature has no such bound: it divides inner products
+    that grow with the norm of the tokens.
+    """
+    return tokens * (1e3 if self.rule == "madtp" else 1.0)
+
   def by_layer(self, layers: int) -> "TokenPolicy":
     """The policy with a theta for each layer, where it is a count.
 

@@ -34,8 +34,8 @@ class Settings:
     calibration: validation examples on which theta is bisected.
     least_step: share of a stage's MACs. A smaller step drowns in the drift of
       the token counts and in what training gains meanwhile, so its cost says
-      little: where modes are weighed by cost, it rests while others can do
-      more.
+      little and a stage of it alone is wasted: where one mode is raised per
+      stage, it rests while others can do more.
     bisections: halvings of theta's range.
     cost: what MPS learns: `eq8` (what a stage and its training cost),
       `immediate` (before its training) or `paired` (after it, against the
@@ -136,7 +136,7 @@ class Thresholds:
   def exhausted(self, removable: Float[Array, " m"]) -> Bool[Array, " m"]:
     """Modes that have nothing left to remove, or too little to be judged."""
     empty = removable < EXHAUSTED
-    if self.recipe.schedule not in recipe_lib.WEIGHING:
+    if self.recipe.schedule not in recipe_lib.SINGLE:
       return empty
     step = STAGE_SHARE * removable
     small = empty | (step < self.settings.least_step * self.settings.stage_macs)
@@ -258,7 +258,7 @@ class Thresholds:
     far as the goal asks. `back` lowers those in use, in equal ratios.
 
     Bisection on the calibration examples, on a cubic scale from 0 to the
-    number of tokens: useful thresholds are small. MACs need not be monotone
+    rule's highest: useful thresholds are small. MACs need not be monotone
     in theta, so the end that meets the goal is returned.
     """
     prunable, settings = self.prunable, self.settings
@@ -282,10 +282,10 @@ class Thresholds:
     }
     # The goal as it reads on the calibration examples.
     shift = self.macs(state.masks, known) - state.macs
-    # Above it no score can pass: scores sum to 1 over fewer tokens.
-    highest = jnp.max(
+    most = jnp.max(
       jnp.stack([jnp.max(counts[:, 0]) for counts in known.values()])
     ).astype(jnp.float32)
+    highest = self.objective.policy.highest(most)
 
     def thetas_at(u):
       def one(tower, old):

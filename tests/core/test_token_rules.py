@@ -137,6 +137,24 @@ def test_a_warm_dictionary_points_everywhere():
   np.testing.assert_array_equal(off, pool)
 
 
+def test_the_range_of_temperatures_reaches_the_mean_score_at_any_scale():
+  """Matches grow with the norm of the tokens, and the temperature with them."""
+  _, _, x, valid, protected, _ = _inputs(3)
+  pool = jnp.asarray(valid & ~protected)
+  scores = jnp.where(pool, jax.random.uniform(jax.random.key(1), (B, N)), 0.0)
+  total = jnp.sum(scores, -1, keepdims=True)
+  mean = token_rules.keep_above(scores / total, pool, 1.0)
+  x = 30.0 * jnp.asarray(x, jnp.float32)
+  at = lambda theta: token_rules.keep_above_dictionary(  # noqa: E731
+    scores, pool, x, theta
+  )
+  highest = tokens.TokenPolicy(rule="madtp").highest(jnp.float32(N))
+  np.testing.assert_array_equal(at(highest), mean)
+  # Their number alone would not do, as it does for a threshold on scores.
+  assert int(at(float(N)).sum()) > int(mean.sum())
+  assert float(tokens.TokenPolicy().highest(jnp.float32(N))) == N
+
+
 def test_more_theta_keeps_fewer_down_to_one():
   _, _, _, valid, protected, _ = _inputs(4)
   pool = jnp.asarray(valid & ~protected)

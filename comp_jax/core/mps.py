@@ -57,7 +57,7 @@ class Options:
 @typing.no_type_check
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=["cost", "last", "visited", "stage"],
+  data_fields=["cost", "last", "visited", "learned", "stage"],
   meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,15 @@ class State:
     cost: R[m], metric lost per fraction of dense MACs removed.
     last: T[m], the stage of the last execution; 0 before the first.
     visited: whether the mode was ever executed.
+    learned: whether an execution ever taught its cost: there is nothing to
+      blend with before.
     stage: t, the stage about to run, counted from 1.
   """
 
   cost: Float[Array, "*s m"]
   last: Int[Array, "*s m"]
   visited: Bool[Array, "*s m"]
+  learned: Bool[Array, "*s m"]
   stage: Int[Array, "*s"]
 
 
@@ -83,6 +86,7 @@ def initial(modes: int) -> State:
     cost=jnp.zeros(modes, jnp.float32),
     last=jnp.zeros(modes, jnp.int32),
     visited=jnp.zeros(modes, bool),
+    learned=jnp.zeros(modes, bool),
     stage=jnp.ones((), jnp.int32),
   )
 
@@ -184,19 +188,20 @@ def update(
 ) -> State:
   """The state after a stage of `mode` that cost `cost` (Eq. 10).
 
-  The first execution sets the cost, later ones blend it with the past. A
+  The first cost is taken as it is, later ones are blended with the past. A
   stage that hardly lowered the MACs, or let them grow (token counts drift),
-  leaves the cost alone: metric lost for MACs gained would read as a bargain.
-  It still counts as an execution.
+  teaches no cost: metric lost for MACs gained would read as a bargain. It still
+  counts as an execution.
   """
   chosen = jnp.arange(state.cost.shape[0]) == mode
   lam = momentum(state.stage - state.last, options)
   blended = lam * state.cost + (1.0 - lam) * cost
-  new = jnp.where(state.visited, blended, cost)
+  new = jnp.where(state.learned, blended, cost)
   learns = chosen & (delta_macs >= options.min_delta)
   return State(
     cost=jnp.where(learns, new, state.cost),
     last=jnp.where(chosen, state.stage, state.last),
     visited=state.visited | chosen,
+    learned=state.learned | learns,
     stage=state.stage + 1,
   )

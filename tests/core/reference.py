@@ -119,13 +119,16 @@ def history(modes, executions, lam0, longest, min_delta):
 
   Starts without costs; a mode whose MACs did not fall learns nothing.
   """
-  cost, last, seen = [0.0] * modes, [0] * modes, [False] * modes
+  cost, last = [None] * modes, [0] * modes
   for stage, (mode, value, delta) in enumerate(executions, start=1):
     if delta >= min_delta:
-      lam = momentum(stage - last[mode], lam0, longest) if seen[mode] else 0.0
-      cost[mode] = lam * cost[mode] + (1 - lam) * value
-    last[mode], seen[mode] = stage, True
-  return cost, last, seen
+      if cost[mode] is None:
+        cost[mode] = value
+      else:
+        lam = momentum(stage - last[mode], lam0, longest)
+        cost[mode] = lam * cost[mode] + (1 - lam) * value
+    last[mode] = stage
+  return [c or 0.0 for c in cost], last, [t > 0 for t in last]
 
 
 def _layer_norm(x, p, eps):

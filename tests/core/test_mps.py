@@ -28,6 +28,7 @@ def _state(cost, last, stage, visited=None):
     cost=jnp.array(cost, jnp.float32),
     last=jnp.array(last, jnp.int32),
     visited=jnp.array(visited),
+    learned=jnp.array(visited),
     stage=jnp.int32(stage),
   )
 
@@ -266,6 +267,16 @@ def test_a_stage_that_moved_nothing_teaches_nothing():
     assert np.asarray(new.last).tolist() == [4, 2]
 
 
+def test_a_cost_that_was_never_learnt_is_not_blended_with():
+  """An execution that taught nothing leaves the first cost to the next."""
+  state = mps.initial(1)
+  for delta, cost, expected in ((0.0, 9.0, 0.0), (0.1, 3.0, 3.0)):
+    state = mps.update(
+      state, jnp.int32(0), jnp.float32(cost), jnp.float32(delta), mps.Options()
+    )
+    assert bool(state.visited[0]) and float(state.cost[0]) == expected
+
+
 def test_momentum_decays_with_the_interval():
   expected = [0.4, 0.32, 0.24, 0.16, 0.08, 0.0, 0.0]
   got = [float(mps.momentum(i, mps.Options())) for i in range(1, 8)]
@@ -295,6 +306,7 @@ def test_vmapped_is_looped():
     cost=jnp.asarray(rng.normal(size=shape), jnp.float32),
     last=jnp.asarray(rng.integers(0, 5, shape), jnp.int32),
     visited=jnp.asarray(rng.random(shape) < 0.8),
+    learned=jnp.asarray(rng.random(shape) < 0.8),
     stage=jnp.asarray(rng.integers(6, 9, members), jnp.int32),
   )
   exhausted = jnp.asarray(rng.random(shape) < 0.3)

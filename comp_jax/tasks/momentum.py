@@ -58,9 +58,18 @@ class Momentum(task.Memory):
     }
 
   def renewed(self, memory: Mapping, params: Mapping) -> dict:
-    """The same queues; twins and ramp begin again."""
-    step = jnp.zeros((), jnp.int32)
-    return {**memory, "twins": self._twins(params), "step": step}
+    """The same queues, the next entry to replace first; the rest begins again.
+
+    Batches of another size may follow: from the start of a queue, of which they
+    are a whole part (`check`), none is written across its end.
+    """
+    start = jnp.zeros((), jnp.int32)
+    queues = {
+      name: jnp.roll(memory[name], -memory["pointer"], axis=0)
+      for name in ("image", "text", "concept")
+    }
+    fresh = {"twins": self._twins(params), "pointer": start, "step": start}
+    return {**memory, **queues, **fresh}
 
   def _twins(self, params):
     # Copies: weights and twins are donated apart.

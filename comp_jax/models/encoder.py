@@ -121,22 +121,23 @@ class EncoderLayer(nn.Module):
     }
     if wanda:
       # The MLP of layer l is weighed by the scores of layer l+1 (Eq. 4): its
-      # squares wait one step in the carry. The last layer uses its own.
+      # squares wait one step in the carry.
       weights = blocks.cip_weights(scores, before, self.estimator)
       statistics["attn_moment"] = importance.weighted_moment(attended, weights)
       statistics["mlp_moment_before"] = (
         jnp.einsum("bnm,bn->m", pending, weights) / pending.shape[0]
       )
       pending = jnp.square(jax.lax.stop_gradient(hidden).astype(jnp.float32))
-      own = blocks.cip_weights(_survivors(scores, state), state, self.estimator)
-      statistics["mlp_moment_own"] = (
-        jnp.einsum("bnm,bn->m", pending, own) / pending.shape[0]
-      )
-      # Eq. 3's X are the rows of the output matrix, one per text token.
-      statistics["cross_moments"] = {
-        name: importance.weighted_moment(hidden, own)
-        for name, hidden in crossed.items()
-      }
+      statistics["cross_moments"] = {}
+      if crossed:
+        own = blocks.cip_weights(
+          _survivors(scores, state), state, self.estimator
+        )
+        # Eq. 3's X are the rows of the output matrix, one per text token.
+        statistics["cross_moments"] = {
+          name: importance.weighted_moment(hidden, own)
+          for name, hidden in crossed.items()
+        }
     return (state, pending), statistics
 
 
@@ -226,7 +227,7 @@ class Encoder(nn.Module):
         # none. `init` keeps it: without, a seed would draw other weights.
         check_constancy_invariants=self.is_initializing(),
       )(spec, spec.uniform, estimator, name="layers")
-      (state, _), statistics = stack(
+      (state, pending), statistics = stack(
         carry, masks, probes, policy, sources, _under_scan(merges)
       )
     else:
@@ -244,8 +245,16 @@ class Encoder(nn.Module):
           merges[index],
         )
         rows.append(row)
-      state, _ = carry
+      state, pending = carry
       statistics = _stack(rows)
+    if pending is not None:
+      # No layer follows the last one: its MLP is weighed by its own scores.
+      own = blocks.cip_weights(
+        _survivors(statistics["scores"][-1], state), state, estimator
+      )
+      statistics["mlp_moment_last"] = (
+        jnp.einsum("bnm,bn->m", pending, own) / pending.shape[0]
+      )
     return state, _aux(valid, statistics)
 
   def _merges(self) -> list:
@@ -306,7 +315,7 @@ def _aux(
     shifted = statistics["mlp_moment_before"][1:]
     aux["moments"] = {
       "attn": statistics["attn_moment"],
-      "mlp": jnp.concatenate([shifted, statistics["mlp_moment_own"][-1:]]),
+      "mlp": jnp.concatenate([shifted, statistics["mlp_moment_last"][None]]),
     }
     aux["moments"] |= statistics["cross_moments"]
   return aux

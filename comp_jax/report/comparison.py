@@ -182,17 +182,14 @@ def compare(
 
 
 def _remarks(run: runs.Run) -> list[str]:
-  """What a point of a sweep says of itself; a run's report says it there."""
+  """What a run says of itself that a reader of its number must know."""
   method, ratio, seed = run.key
-  subjects = {
-    "how": "Points of a sweep",
-    "reason": f"{method} at {ratio:g}, seed {seed}",
-  }
-  return [
-    f"{subject}: {run.report[name]}."
-    for name, subject in subjects.items()
-    if run.report.get(name)
-  ]
+  here = f"{method} at {ratio:g}, seed {seed}"
+  said = [(here, warning) for warning in run.report.get("warnings") or ()]
+  for name, subject in (("how", "Points of a sweep"), ("reason", here)):
+    if run.report.get(name):
+      said.append((subject, run.report[name]))
+  return [f"{subject}: {sentence}." for subject, sentence in said]
 
 
 def recipe(method: str) -> str:

@@ -83,15 +83,16 @@ def _measured(doc: str) -> Leaf:
 
 
 _STAGE = Record(
-  doc="one stage of the outer loop; index 0 is the warm-up",
+  doc="one stage of the outer loop",
   extra=True,
-  optional=("metric_uncut",),
+  optional=("metric_uncut", "macs_fraction", "removable"),
   fields={
-    "index": _whole("0 for the warm-up, then 1, 2, ..."),
+    "index": _whole("0, 1, 2, ...; the warm-up stages come first"),
     "mode": _text('the mode pruned; "warmup", "all", "none" or "a+b"'),
     "explored": Leaf(kind="bool", doc="sampled (Eq. 9), not the argmin of R"),
     "macs": _real("MACs per example after the stage"),
     "macs_before": _real("MACs per example before the stage"),
+    "macs_fraction": _real("MACs after the stage, as a fraction of dense"),
     "metric": _measured("selection metric after the stage's training"),
     "metric_before": _measured("selection metric before the stage"),
     "metric_immediate": _measured(
@@ -113,6 +114,10 @@ _STAGE = Record(
     "exhausted": Table(
       value=Leaf(kind="bool"),
       doc="modes that have nothing left to remove, or rest (prune.least_step)",
+    ),
+    "removable": Table(
+      value=_real("removable"),
+      doc="what each mode could still remove, as a fraction of dense",
     ),
     "loss": _measured("mean training loss over the stage"),
     "seconds": _measured("wall time of the stage"),
@@ -147,7 +152,7 @@ _TOWER = Record(
 
 SHAPE = Record(
   doc="one pruning run",
-  optional=("devices", "warnings"),
+  optional=("dense_digest", "devices", "warnings"),
   fields={
     "format": _whole(f"format of this file: {FORMAT}"),
     "name": _text("name of the run"),
@@ -155,6 +160,10 @@ SHAPE = Record(
     "ratio": _real("fraction of the dense MACs to remove, in [0, 1)"),
     "seed": _whole("seed of the run"),
     "created": _text("time of writing, ISO 8601"),
+    "dense_digest": _text(
+      "SHA-256 of the dense model's parameters: runs that share it were pruned "
+      "from the same weights"
+    ),
     "macs": Record(
       doc="MACs per example, whole numbers of MACs (not G)",
       optional=("padded_final", "finetuned_threshold"),
@@ -203,7 +212,7 @@ SHAPE = Record(
       doc="kept structure by tower",
     ),
     "compilations": Record(
-      doc="how often each step was compiled",
+      doc="how often each step was traced and compiled, in any one process",
       extra=True,
       optional=("finetune_step",),
       fields={
@@ -213,7 +222,8 @@ SHAPE = Record(
       },
     ),
     "seconds": Record(
-      doc="wall time by phase",
+      doc="wall time by phase, over all processes of a resumed run (but for "
+      "what a killed one spent on a phase that it did not end)",
       extra=True,
       optional=("evaluate",),
       fields={

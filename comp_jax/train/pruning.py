@@ -1,18 +1,19 @@
 """The whole pruning job: search, compact, fine-tune, evaluate, report."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from comp_jax.interop import atomic, store
+from comp_jax.interop import atomic, store, tensors
 from comp_jax.models import families
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
@@ -48,9 +49,13 @@ def run(
   with (
     workdir_lib.claim(workdir, setup.plain(config), "prune.py"),
     preemption.watch() as watch,
+    Notes(workdir / "progress.json").timed("total", began) as notes,
   ):
-    notes = Notes(workdir / "progress.json")
-    rows = {}
+    rows, compilations = {}, {}
+
+    def count(step, traces):
+      """Keeps how often a step was compiled, for the report."""
+      compilations[step] = notes.most(step, traces)
 
     def go_on():
       """Raises Interrupted where a signal came; a rerun does nothing twice."""
@@ -70,6 +75,8 @@ def run(
 
       if row in config.evaluate.rows:
         rows[row] = notes.once(row, measured)
+      if evaluator is evaluate:
+        count("evaluate", evaluate.compilations)
       go_on()
 
     evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
@@ -103,6 +110,7 @@ def run(
         ),
         watch=watch,
       )
+    count("stage_step", found.compilations)
     state = found.state
     masks, thetas = jax.device_get((state.masks, state.thetas))
     note("masked", evaluate, state.params, masks, objective.policies(thetas))
@@ -124,10 +132,12 @@ def run(
       microbatches=config.finetune.microbatches,
       memory=job.task.memory(small.spec),
     )
-    started = time.monotonic()
-    with checkpoints_lib.Checkpoints(
-      workdir / "checkpoints" / "finetune"
-    ) as checkpoints:
+    with (
+      notes.timed("finetune"),
+      checkpoints_lib.Checkpoints(
+        workdir / "checkpoints" / "finetune"
+      ) as checkpoints,
+    ):
       params, finetune_compilations = fit.fit(
         fine,
         params,
@@ -148,7 +158,7 @@ def run(
         watch=watch,
         what="finetune",
       )
-    finetune_seconds = notes.add("finetune_seconds", time.monotonic() - started)
+    count("finetune_step", finetune_compilations)
     params = jax.device_get(params)
     store.save(
       workdir / "model",
@@ -183,6 +193,7 @@ def run(
       "created": datetime.datetime.now(datetime.UTC).isoformat(
         timespec="seconds"
       ),
+      "dense_digest": tensors.digest(job.dense.params),
       "macs": {
         "dense": job.stage.settings.dense_macs,
         "target": job.stage.settings.target * job.stage.settings.dense_macs,
@@ -202,21 +213,14 @@ def run(
       "probe": found.probe,
       "warnings": job.warnings + found.warnings,
       "kept": small.kept,
-      "compilations": {
-        "stage_step": found.compilations,
-        "evaluate": evaluate.compilations,
-        "finetune_step": finetune_compilations,
-      },
+      "compilations": compilations,
       "seconds": {
         "prune": found.seconds,
-        "finetune": finetune_seconds,
-        "evaluate": notes.seconds,
-        "total": notes.add("total_seconds", time.monotonic() - began),
+        **{name: notes.seconds(name) for name in ("finetune", "evaluate")},
+        "total": notes.seconds("total", since=began),
       },
-      "versions": {
-        **setup.versions(),
-        "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind}",
-      },
+      "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind}",
+      "versions": setup.versions(),
       "config": setup.plain(config),
     }
     return report, _samples(job, state)
@@ -231,24 +235,46 @@ class Notes:
     if path.exists():
       self._values = json.loads(path.read_text(encoding="utf-8"))
 
-  @property
-  def seconds(self) -> float:
-    """Wall time of the noted phases."""
-    return self._values.get("evaluate_seconds", 0.0)
-
   def once(self, name: str, compute: Callable[[], Any]) -> Any:
     """The value of a phase, computed the first time."""
     if name not in self._values:
-      began = time.monotonic()
-      self._values[name] = compute()
-      self.add("evaluate_seconds", time.monotonic() - began)
+      with self.timed("evaluate"):
+        self._values[name] = compute()
     return self._values[name]
 
-  def add(self, name: str, amount: float) -> float:
-    """The sum of a quantity over all processes of the run."""
-    self._values[name] = self._values.get(name, 0.0) + amount
+  @contextlib.contextmanager
+  def timed(self, phase: str, began: float | None = None) -> Iterator["Notes"]:
+    """Adds the wall time of a phase, also of one that a signal cuts short.
+
+    Args:
+      phase: its name.
+      began: when it did, where that was before the block.
+    """
+    began = time.monotonic() if began is None else began
+    try:
+      yield self
+    finally:
+      self._keep(f"{phase}_seconds", self.seconds(phase, since=began))
+
+  def seconds(self, phase: str, since: float | None = None) -> float:
+    """Wall time of a phase over all processes of the run that ended it.
+
+    Args:
+      phase: its name.
+      since: when it began in this process, where it has not ended yet.
+    """
+    running = 0.0 if since is None else time.monotonic() - since
+    return self._values.get(f"{phase}_seconds", 0.0) + running
+
+  def most(self, name: str, count: int) -> int:
+    """The highest count of any process: one that resumes late traces less."""
+    key = f"{name}_compilations"
+    return self._keep(key, max(count, self._values.get(key, 0)))
+
+  def _keep(self, key: str, value: Any) -> Any:
+    self._values[key] = value
     atomic.write_json(self._path, self._values)
-    return self._values[name]
+    return value
 
 
 def _samples(job, state) -> dict[str, np.ndarray]:

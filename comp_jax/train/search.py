@@ -277,8 +277,12 @@ def stage_row(
     mode = "none"
   else:
     mode = "+".join(selected) if len(selected) > 1 else selected[0]
-    mode = "all" if selected == list(modes) else mode
+    if len(modes) > 1 and selected == list(modes):
+      mode = "all"
   pruned = bool(selected)
+  # A quotient by next to nothing is no cost.
+  least = stage.recipe.strategy.min_delta
+  moved = pruned and abs(record.macs_before - record.macs) >= least
   named = lambda values, cast: {  # noqa: E731
     m: cast(v) for m, v in zip(modes, values, strict=True)
   }
@@ -295,7 +299,7 @@ def stage_row(
     "metric_uncut": (
       float(record.metric_uncut) if stage.paired and pruned else None
     ),
-    "cost": float(record.cost) if pruned else None,
+    "cost": float(record.cost) if moved else None,
     "immediate_cost": float(record.immediate_cost) if pruned else None,
     "costs": named(record.costs, float),
     "exhausted": named(record.exhausted, bool),

@@ -38,7 +38,7 @@ SMALL = (
   "--config.finetune.chunk=2",
   "--config.finetune.batch_size=16",
   "--config.data.report_splits=('select',)",
-  "--config.evaluate.rows=('dense','compacted','finetuned')",
+  "--config.evaluate.rows=('dense','masked','compacted','finetuned')",
 )
 
 
@@ -139,7 +139,7 @@ def test_a_killed_run_ends_like_one_that_was_left_alone(run, tmp_path):
   names = ("model/model.safetensors", "model/spec.json", examples.NAME)
   for name in names:
     assert (killed / name).read_bytes() == (whole / name).read_bytes()
-  for key in ("macs", "params", "metrics", "kept", "probe"):
+  for key in ("macs", "params", "metrics", "kept", "probe", "compilations"):
     assert found[key] == expected[key], key
   clock = lambda stages: [{**row, "seconds": 0} for row in stages]  # noqa: E731
   assert clock(found["stages"]) == clock(expected["stages"])

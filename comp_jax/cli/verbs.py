@@ -22,6 +22,18 @@ from comp_jax.cli import (
   sweep,
 )
 
+# Options that take several values, which argparse reads after a space alone.
+_SEVERAL = ("--sweep",)
+
+
+def _spaced(argv: Sequence[str]) -> list[str]:
+  """The arguments, `--sweep=a b` written as `--sweep a b`."""
+  spaced = []
+  for each in argv:
+    option, equals, value = each.partition("=")
+    spaced += [option, value] if equals and option in _SEVERAL else [each]
+  return spaced
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The exit code of a command line: 0, 2 for a user's mistake, 130.
@@ -45,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep,
   ):
     module.add(verbs)
-  argv = sys.argv[1:] if argv is None else argv
+  argv = _spaced(sys.argv[1:] if argv is None else argv)
   changes = [each for each in argv if configs.changed(each)]
   for each, value in zip(argv, argv[1:], strict=False):
     if each in changes and "=" not in each and not value.startswith("-"):

@@ -197,7 +197,7 @@ def open_source(
   """
   if name not in BUILDERS:
     raise errors.UserError(
-      f"data.name: no data set {name!r}; there are"
+      f"config.data.name: no data set {name!r}; there are"
       f" {', '.join(sorted(BUILDERS))}."
     )
   source, digest = _find(name, dir)

@@ -103,9 +103,19 @@ class TextTokenizer:
     return tokenizer
 
 
-def load(path_or_json: str | pathlib.Path) -> TextTokenizer:
-  """The tokenizer of a `tokenizer.json` file, or of its text."""
-  text, where = str(path_or_json), "the given JSON text"
+def load(
+  path_or_json: str | pathlib.Path, where: str = "the given JSON text"
+) -> TextTokenizer:
+  """The tokenizer of a `tokenizer.json` file, or of its text.
+
+  Args:
+    path_or_json: the file, or what it holds.
+    where: what the text came from, for messages.
+
+  Raises:
+    UserError: neither can be read as a tokenizer.
+  """
+  text = str(path_or_json)
   if not text.lstrip().startswith("{"):
     where = text
     try:

@@ -78,6 +78,8 @@ def cross(
   total = total + cost.norm_macs(width=d, tokens=xp.sum(asking, axis=-1))
   if encoder.merge_from is not None:
     joined = xp.sum(asking[:, encoder.merge_from :], axis=-1)
+    if xp is jnp:
+      joined = joined.astype(jnp.float32)  # The products need 32 bits and more.
     total = total + 2 * d**2 * joined
   return total
 

@@ -30,7 +30,7 @@ def show(config: ml_collections.ConfigDict) -> None:
   table.add_column("mode")
   table.add_column("alone, of dense MACs", justify="right")
   for mode, fraction in zip(job.stage.prunable.modes, removable, strict=True):
-    off = job.stage.allowed is not None and mode not in job.stage.allowed
+    off = mode not in job.stage.modes
     table.add_row(mode, "off" if off else f"{float(fraction / dense):.1%}")
   console.print(table)
   floor = costs.floor(job.stage, valid)

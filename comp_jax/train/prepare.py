@@ -128,15 +128,15 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f"config.prune.validation_chunk is {chunk}, select has only "
       f"{len(data.splits['select'])} examples"
     )
+  used = min(config.prune.validation // chunk * chunk, available)
   warnings = []
-  if len(data.splits["select"]) < config.prune.validation:
+  if used < config.prune.validation:
     warnings.append(
-      f"select has {len(data.splits['select'])} examples, config.prune."
-      f"validation asks for {config.prune.validation}: modes are chosen on "
-      f"{available} of them"
+      f"config.prune.validation asks for {config.prune.validation} examples: "
+      f"modes are chosen on {used}, whole chunks of {chunk} (config.prune."
+      f"validation_chunk) of the {len(data.splits['select'])} in select"
     )
-  wanted = config.prune.validation // chunk * chunk
-  examples = data.examples("select", min(wanted, available))
+  examples = data.examples("select", used)
   select = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), examples)
   prunable = families.prunable(
     dense.spec,
@@ -147,7 +147,8 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   unknown = [mode for mode in allowed if mode not in prunable.modes]
   if unknown:
     raise errors.UserError(
-      f"config.prune.modes: the model has no mode {', '.join(unknown)}; it has "
+      f"config.prune.modes: the model has no mode "
+      f"{', '.join(map(str, unknown))}; it has "
       f"{', '.join(prunable.modes)}"
     )
   valid = costs.valid_tokens(dense.spec, select)
@@ -167,7 +168,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       dense_macs=costs.static_macs(dense.spec, valid, None),
       target=target,
       stage_macs=config.ratio / config.prune.num_stages,
-      calibration=min(config.prune.calibration, available),
+      calibration=min(config.prune.calibration, used),
       least_step=config.prune.least_step,
       cost=config.prune.cost,
     ),

@@ -101,7 +101,7 @@ def load_dense(
       f"{path} brings no tokenizer: put its tokenizer.json into the folder, or "
       "run python -m comp_jax convert with --tokenizer"
     )
-  tokenizer = tokenizers.load(loaded.tokenizer_json)
+  tokenizer = tokenizers.load(loaded.tokenizer_json, f"the tokenizer of {path}")
   if not towers.is_dense(loaded.spec):
     raise errors.UserError(
       f"{path} holds a compact model, and a dense one is "

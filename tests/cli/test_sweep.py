@@ -99,6 +99,16 @@ def test_a_mistake_ends_in_one_line(tmp_path, capsys):
   assert not list(tmp_path.iterdir())
 
 
+def test_axes_may_follow_an_equals_sign(tmp_path, capsys):
+  code = verbs.main(
+    ["sweep", "--config=configs/emoji_tiny.py", "--sweep=ratios=0.5,0.7"]
+    + ["seeds=0:2", "rato=1", f"--workdir={tmp_path}"]
+  )
+  assert code == 2
+  # All three were read as axes.
+  assert "did you mean --config.ratio" in capsys.readouterr().err
+
+
 def test_results_that_were_cut_are_named(tmp_path):
   (tmp_path / "results.jsonl").write_text('{"status": "done"}\n{"sta')
   with pytest.raises(errors.UserError, match="results.jsonl is not JSON lines"):

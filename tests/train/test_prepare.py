@@ -51,8 +51,14 @@ def test_fewer_examples_than_asked_for_are_told(config):
   job = prepare.prepare(config)
   (told,) = job.warnings
   chosen = job.select["concept"].size
-  assert "config.prune.validation asks for 100000: modes" in told
-  assert f"chosen on {chosen} of them" in told
+  assert "config.prune.validation asks for 100000 examples: modes" in told
+  assert f"chosen on {chosen}, whole chunks" in told
+  # Fewer than select has, and no whole number of chunks.
+  config.prune.validation, config.prune.validation_chunk = 150, 64
+  job = prepare.prepare(config)
+  assert (
+    "asks for 150" in job.warnings[0] and "chosen on 128" in job.warnings[0]
+  )
 
 
 @pytest.mark.parametrize(

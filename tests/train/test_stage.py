@@ -203,6 +203,14 @@ def test_macs_that_came_back_are_not_divided_by(monkeypatch):
   assert after.strategy.cost[int(record.mode)] == record.immediate_cost
 
 
+def test_the_immediate_cost_is_learnt_where_it_is_asked_for():
+  stage = kit.make_stage(allowed=("vision_tokens",), cost="immediate")
+  state, batches = kit.initial(stage), next(kit.batches(0))
+  after, record = jax.jit(stage)(state, batches, kit.select(), ON)
+  assert record.active and record.cost != record.immediate_cost
+  assert after.strategy.cost[int(record.mode)] == record.immediate_cost
+
+
 @pytest.mark.parametrize(
   ("removable", "resting"),
   [

@@ -34,6 +34,7 @@ def show(config: ml_collections.ConfigDict) -> None:
     table.add_row(mode, "off" if off else f"{float(fraction / dense):.1%}")
   console.print(table)
   floor = costs.floor(job.stage, valid)
+  batches = _batches(job)
   lines = {
     "dense MACs per example": f"{dense / 1e6:.1f} M",
     "dense parameters": f"{families.params_count(job.spec):,}",
@@ -57,7 +58,8 @@ def show(config: ml_collections.ConfigDict) -> None:
       f"{config.finetune.steps}, and those of unused stages"
     ),
     "search state": f"{_bytes(state) / 2**20:.0f} MiB",
-    "temporaries of a stage": f"{_temporaries(job) / 2**20:.0f} MiB",
+    "batches of a stage": f"{_bytes(batches) / 2**20:.0f} MiB",
+    "temporaries of a stage": f"{_temporaries(job, batches) / 2**20:.0f} MiB",
   }
   for warning in job.warnings:
     console.print(warning, highlight=False)
@@ -73,16 +75,19 @@ def _bytes(tree) -> int:
   )
 
 
-def _temporaries(job: prepare.Job) -> int:
-  """Bytes that the compiled stage needs beside its state."""
+def _batches(job: prepare.Job) -> dict[str, jax.ShapeDtypeStruct]:
+  """The batches of a stage, which lie on the devices at once."""
   config = job.config.prune
-  sample = job.data.examples("select", 1)
-  batches = {
+  return {
     key: jax.ShapeDtypeStruct(
       (config.stage_steps, config.batch_size, *value.shape[1:]), value.dtype
     )
-    for key, value in sample.items()
+    for key, value in job.data.examples("select", 1).items()
   }
+
+
+def _temporaries(job: prepare.Job, batches) -> int:
+  """Bytes that the compiled stage needs beside its state and its batches."""
   stage = jax.jit(job.stage).lower(
     jax.eval_shape(job.initial, job.dense.params, job.select),
     batches,

@@ -93,7 +93,7 @@ class Effects(thresholds.Thresholds):
       index, batch = inputs
       progress = (index + 1.0) / length
       masks = self.faded(state, marked, progress)
-      ramp = jnp.sin(jnp.pi / 2 * progress)
+      ramp = masks_lib.gone(progress)
       now = {
         tower: old + ramp * (thetas[tower] - old)
         for tower, old in state.thetas.items()
@@ -193,7 +193,8 @@ class Effects(thresholds.Thresholds):
       removed, (before, macs_before) = state.macs - macs, uncut
       metric, macs = self.outcome(state, marked, thetas, batches, select)
       cost = mps.stage_cost(before, metric, macs_before, macs)
-      return jnp.where(stayed(removed, macs_before - macs), cost, immediate)
+      gone = macs_before - macs
+      return jnp.where(stayed(removed, gone), cost, immediate)
 
     def cost(mode):
       known = lambda m: state.strategy.cost[m]  # noqa: E731
@@ -203,7 +204,7 @@ class Effects(thresholds.Thresholds):
 
 
 def stayed(
-  removed: Float[Array, ""], left: Float[Array, ""]
+  removed: Float[Array, ""], gone: Float[Array, ""]
 ) -> Bool[Array, ""]:
   """Whether the MACs that a cut removed are gone after training as well.
 
@@ -212,6 +213,6 @@ def stayed(
 
   Args:
     removed: before any training.
-    left: what is gone after it.
+    gone: of them, after it.
   """
-  return left >= STAYED * removed
+  return gone >= STAYED * removed

@@ -1,4 +1,4 @@
-"""Pruning a small Flax model of one's own: what docs/design.md promises."""
+"""Pruning a small Flax model of one's own: what docs/own_model.md promises."""
 
 import flax.linen as nn
 import jax

@@ -56,7 +56,7 @@ def token_weights(
   """The weights w_n of Eq. 4: shares of the pool's importance, 1 for readout.
 
   Pruned tokens, padding and protected tokens that are not read out weigh 0.
-  A layer without live heads scores nothing: its pool shares the weight.
+  In a layer without live heads, which scores nothing, the pool weighs evenly.
 
   Args:
     scores: token scores; renormalised over `pool`.

@@ -26,7 +26,7 @@ def similarity(
 def bipartite(
   key: Float[Array, "b n h e"], pool: Bool[Array, "b n"]
 ) -> tuple[Float[Array, "b n n"], Float[Array, "b n"]]:
-  """ToMe: who may take in whom, and the place of each token in the queue.
+  """ToMe: similarity to the allowed targets, and the order of removal.
 
   Every other token of the pool gives, the rest takes; keys are averaged over
   heads. Those most like a taker go first, takers last.

@@ -27,8 +27,8 @@ class Options:
     max_interval: I_max of Eq. 10, in stages.
     explore_within: exploration leaves out modes whose price exceeds this
       multiple of the cheapest live mode's; None explores all.
-    scarcity: gamma, how much dearer a mode's rest is than its last step was
-      (`prices`); 0 compares the costs themselves, as the paper does.
+    scarcity: gamma: costs are divided by the fraction of the mode that is left
+      to this power (`prices`); 0 compares the costs themselves, as the paper.
     cost_aware: False replaces the argmin by a uniform choice (CAS off).
     cold_start: `probe` gives every mode a cost before the first stage by a
       trial step; `execute` runs every mode once, in seeded order.

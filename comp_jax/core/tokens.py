@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from comp_jax.core import matching, token_rules
 
-# Rules that take so many tokens of each layer, the most alike.
+# Rules that remove a number of tokens from each layer, the most alike first.
 _COUNTS = ("tome", "crossget")
 RULES = ("mean", "madtp", "evit", *_COUNTS)
 COMBINE = ("drop", "merge", "match")
@@ -87,7 +87,7 @@ class TokenPolicy:
   def by_layer(self, layers: int) -> "TokenPolicy":
     """The policy with a theta for each layer, where it is a count.
 
-    What is left of a fraction goes in later layers.
+    Fractions add up: what a layer cannot remove of a token a later one does.
     """
     if self.rule not in _COUNTS or self.keep is not None:
       return self

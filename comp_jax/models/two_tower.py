@@ -110,7 +110,7 @@ class TwoTower(nn.Module):
 def within(
   x: Float[ArrayLike, ""], low: float, high: float
 ) -> Float[Array, ""]:
-  """x in its bounds; beyond them its gradient leads back alone.
+  """x in its bounds; beyond them only gradients that lead back pass.
 
   The published code sets the weight itself back before each step, so that it
   never gets stuck there as it would where clipping has no gradient.

@@ -52,9 +52,9 @@ class Recipe:
       `search` (UPop): every stage marks anew among all units, so that units
       come back; all marked ones are worth the same, 0 at the end, and their
       MACs rise along a sine.
-    unit_cost: what of a unit rises along that sine: its `macs`, or what it
-      counts in the code of `upop`: of the fraction p of the units, so counted,
-      that meets the target, each stage marks its share.
+    unit_cost: what the sine counts: the `macs` of the marked units, or `upop`'s
+      weights (36 a head channel, 1 a neuron), up to the fraction of all units
+      that meets the target.
     strategy: constants of MPS.
   """
 

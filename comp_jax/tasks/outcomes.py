@@ -3,8 +3,8 @@
 An outcome is an array [n, ...] whose rows follow the examples of a split, such
 as `accuracy` [n], or `t2i_rank` [n, c]: how far behind the first each of an
 image's texts finds it. A metric that is a mean over examples is computed from
-their outcomes and nowhere else, so that whoever has them can draw the examples
-again and know what else the metric might have been.
+their outcomes and nowhere else, so that a bootstrap over the examples gives its
+interval.
 """
 
 import dataclasses

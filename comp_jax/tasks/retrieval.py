@@ -45,7 +45,7 @@ def recall_at_10(
 ) -> Float[Array, ""]:
   """R@10 of the pairs of a batch, the mean of both directions; traceable.
 
-  NaN is like nothing: what it should have found is not found.
+  A similarity that is NaN counts as a miss.
   """
   similarity = jnp.einsum(
     "ip,tp->it", output["image_embedding"], output["text_embedding"]

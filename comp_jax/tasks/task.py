@@ -23,7 +23,7 @@ class Options:
   Attributes:
     queue: features of each modality that momentum contrast remembers; 0
       contrasts the pairs of a batch with each other (two towers only).
-    momentum: share of a twin's weights that a step leaves.
+    momentum: decay of the momentum twins' weights, per step.
     distill: weight of the twins' similarities in the targets.
     ramp: steps over which that weight rises from 0.
     rerank: candidates of a query that the matching head judges; 0 for none.

@@ -57,8 +57,8 @@ def predicted(
 ) -> Iterator[Any]:
   """What is chosen for every example of a split, batch by batch.
 
-  Its score is not needed here. It shows who calls the model whether that knew
-  what it chose: ids are finite whatever the logits were.
+  The scores that come with the ids are for the evaluator, which checks them for
+  NaN: ids are finite whatever the logits were.
   """
   for batch in batches:
     chosen, _ = predict(batch)

@@ -167,9 +167,9 @@ class Effects(thresholds.Thresholds):
   ) -> Float[Array, " m"]:
     """What a stage of each tried mode would cost now; nothing is committed.
 
-    Before any training; paired costs after it, for a mode's first cost must
-    be of the kind that is learnt later. The others keep the cost that is
-    remembered.
+    Measured before any training, or after it for paired costs, so that a
+    mode's first cost is of the kind that it learns later. Modes that are not
+    tried keep their remembered cost.
 
     Args:
       state: before the stage.

@@ -160,7 +160,7 @@ def open_data(
       )
   if not trained:
     raise errors.UserError("config.data.train_on names no split")
-  # Measuring what was learnt is a question of its own; choosing on it is none.
+  # Reporting on `train` is allowed, choosing on what was trained on is not.
   both = sorted(({"select", *reported} - {"train"}) & set(trained))
   if both:
     raise errors.UserError(

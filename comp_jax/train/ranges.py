@@ -1,6 +1,6 @@
 """What single values of a config may be: one table, asked before all else.
 
-What a value means beside others, a model or data is asked where those are.
+What depends on several fields, the model or the data is checked where they are.
 """
 
 import dataclasses

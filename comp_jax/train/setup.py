@@ -261,7 +261,7 @@ class Evaluator:
       arrays = jax.device_put(arrays, self._split)
       shared = jax.device_put(shared, self._whole)
       found, sound = self._predict(*fixed, arrays, *shared)
-      # Tasks wait for the arrays anyway; ranked or counted, NaN looks sound.
+      # Ranks and ids would hide NaN. Tasks wait for the arrays anyway.
       if not sound:
         raise finite.NotFinite(
           f"evaluation: the outputs on split {split} are not finite: the model "

@@ -348,8 +348,16 @@ class Thresholds:
     """Units to mark and thresholds that bring the MACs down to `goal`.
 
     Where parameters and tokens are selected together, each removes half,
-    parameters more where the tokens cannot. `back`: see `move_thetas`; of the
-    units a `share` alone.
+    parameters more where the tokens cannot.
+
+    Args:
+      state: before.
+      selected: modes that are raised.
+      goal: MACs, as a fraction of dense.
+      select: validation examples [chunks, c, ...].
+      key: of random scores.
+      back: see `move_thetas`.
+      share: the part of the units to mark that is marked now; see `mark`.
     """
     is_token, removable = self.is_token, self.removable(state)
     total = jnp.maximum(state.macs - goal, 0.0)
@@ -371,7 +379,8 @@ class Thresholds:
   ) -> Float[Array, ""]:
     """The MACs that a stage of the selected modes aims at.
 
-    Under UPop's count all of them aim at the target, each for its `share`.
+    With `unit_cost=upop` all aim at the final target: `share` sets how much of
+    the way a stage goes.
     """
     if self.recipe.fade == "search":
       gone = masks_lib.gone(self.progress(state))

@@ -38,6 +38,7 @@ def get_config(ratio: str) -> ml_collections.ConfigDict:
   c.finetune.clip = 0.0
   c.finetune.decay = "all"
   c.finetune.warmup = 0
+  c.finetune.save_every = 25
   # The paper's execution; the static counts of the deployed model are measured
   # beside it.
   c.finetune.tokens = "threshold"

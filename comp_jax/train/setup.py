@@ -232,9 +232,11 @@ class Evaluator:
       NotFinite: the model says NaN of an example.
     """
     size = config.evaluate.batch_size
+    # Once, not for every split.
+    fixed = jax.device_put((params, masks, policies), self._whole)
     return {
       split: self._task.evaluate(
-        self.of(split, params, masks, policies), data.evaluation(split, size)
+        self.of(split, *fixed), data.evaluation(split, size)
       )
       for split in config.data.report_splits
     }

@@ -12,6 +12,9 @@ from comp_jax.train import workdir
 
 # A final model may cost this much more or less than its target, relative.
 TOLERANCE = 5e-3
+# Two trainings of a dense model that differ by less than this in each of its
+# metrics are one: the same commands on another machine differ by rounding.
+SAME = 5e-3
 # What may differ between runs at one ratio: how they prune, and what changes no
 # result. All else (data, rates, steps in all) must be equal.
 _FREE = (
@@ -117,22 +120,53 @@ def _missed(report: schema.Report) -> str:
 def _of_one_model(
   members: Sequence[runs.Run],
 ) -> tuple[list[runs.Run], list[runs.LeftOut]]:
-  """The runs that pruned the same weights as most, and the others.
+  """The runs that pruned the same dense model as most, and the others.
 
-  Trained again, a dense model has another metric and the same path. Runs that
-  do not tell their weights are taken at their word.
+  Its path says nothing: a model that was trained again has the same one. Runs
+  that do not tell their weights are taken at their word.
   """
-  told = [run.report.get("dense_digest") for run in members]
-  known = collections.Counter(digest for digest in told if digest)
-  (most, _), *_ = known.most_common(1) or [(None, 0)]
+  known = collections.Counter(filter(None, map(_digest, members)))
+  if not known:
+    return list(members), []
+  (most, _), *_ = known.most_common(1)
+  usual = [_dense(run) for run in members if _digest(run) == most]
   kept, left_out = [], []
-  for run, digest in zip(members, told, strict=True):
-    if digest in (None, most):
+  for run in members:
+    if _digest(run) in (None, most) or any(
+      _agree(_dense(run), u) for u in usual
+    ):
       kept.append(run)
     else:
-      reason = f"pruned other dense weights than most ({digest[:12]})"
+      reason = f"pruned another dense model than most ({_digest(run)[:12]})"
       left_out.append(runs.LeftOut(path=run.path, reason=reason))
   return kept, left_out
+
+
+def trainings(members: Sequence[runs.Run]) -> int:
+  """How many trainings the dense model of compared runs is from."""
+  return len(set(filter(None, map(_digest, members))))
+
+
+def _digest(run: runs.Run) -> str | None:
+  return run.report.get("dense_digest")
+
+
+def _dense(run: runs.Run) -> dict[tuple[str, str], float]:
+  """The metrics of the dense model by split and name; of a sweep none."""
+  return {
+    (split, name): value
+    for split, row in run.report["metrics"]["dense"].items()
+    for name, value in row.items()
+    if value is not None
+  }
+
+
+def _agree(some: Mapping, others: Mapping) -> bool:
+  """Whether dense metrics are the same up to rounding; False without any."""
+  common = some.keys() & others.keys()
+  return bool(common) and all(
+    abs(some[key] - others[key]) < SAME for key in common
+  )
 
 
 def _alike(

@@ -167,6 +167,11 @@ def compare(
   mixed = ()
   if differing:
     mixed = (f"From ratio to ratio these differ: {', '.join(differing)}.",)
+  if (count := comparable.trainings(members)) > 1:
+    mixed += (
+      f"The dense model is from {count} trainings that agree within "
+      f"{comparable.SAME:g} in each metric.",
+    )
   sign = 1 if metric == "loss" else -1
   cells.sort(key=lambda cell: (cell.ratio, sign * cell.mean, cell.method))
   return Comparison(

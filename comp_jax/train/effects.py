@@ -30,10 +30,14 @@ class Effects(thresholds.Thresholds):
   Attributes:
     metric: (output, batch) -> validation metric, higher is better.
     optimizer: weight updates.
+    side_by_side: whether the trial steps of all modes are one vmapped call. On
+      a CPU, which has no width to fill, each in turn skips what its mode does
+      not need.
   """
 
   metric: Callable[[Mapping, Mapping], Array]
   optimizer: optax.GradientTransformation
+  side_by_side: bool = False
 
   @property
   def paired(self) -> bool:
@@ -200,6 +204,9 @@ class Effects(thresholds.Thresholds):
       known = lambda m: state.strategy.cost[m]  # noqa: E731
       return jax.lax.cond(tried[mode], trial, known, mode)
 
+    # Trials that train would hold weights and optimiser for every mode at once.
+    if self.side_by_side and uncut is None:
+      return jax.vmap(cost)(modes)
     return jax.lax.map(cost, modes)
 
 

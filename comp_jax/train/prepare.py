@@ -173,6 +173,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       cost=config.prune.cost,
     ),
     allowed=allowed,
+    side_by_side=mesh.devices.flat[0].platform != "cpu",
   )
   job = Job(
     config=config,

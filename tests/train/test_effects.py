@@ -73,6 +73,22 @@ def test_first_costs_are_of_the_kind_that_is_learnt():
   np.testing.assert_allclose(first, record.cost, rtol=1e-3)
 
 
+def test_trials_side_by_side_cost_what_they_cost_in_turn():
+  stage, select = kit.make_stage(ratio=0.4), kit.select()
+  state, batches = kit.initial(stage), next(kit.batches(0))
+  wide = dataclasses.replace(stage, side_by_side=True)
+  tried = jnp.array([True, True, True, False])
+
+  def costs(stage):
+    found = jax.jit(stage.trial_costs, static_argnums=2)(
+      state, tried, None, batches, select, jax.random.key(1)
+    )
+    return np.asarray(found)
+
+  np.testing.assert_allclose(costs(wide), costs(stage), rtol=1e-4)
+  assert costs(wide)[-1] == 0 and (costs(wide)[:-1] != 0).all()
+
+
 def test_lookahead_tries_and_learns_paired_costs():
   two = ("vision_params", "language_params")
   stage = kit.make_stage("comp_lookahead", allowed=two, cost="paired")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import compiled, finite, metrics, preemption, sharding
@@ -34,6 +34,8 @@ class Schedule:
     decay: what weight decay acts on, `matrices` or `all`.
     save_every: chunks between checkpoints.
     rates: factors on the rate, by path.
+    horizon: steps after which the cosine is 0; None for `steps` in whole
+      chunks. Of the members of a sweep it is traced.
   """
 
   steps: int
@@ -45,6 +47,7 @@ class Schedule:
   decay: str = "matrices"
   save_every: int = 1
   rates: rates_lib.Rules = ()
+  horizon: Float[Array, ""] | None = None
 
   @property
   def chunks(self) -> int:
@@ -52,13 +55,11 @@ class Schedule:
 
   def optimizer(self) -> optax.GradientTransformation:
     """AdamW on a cosine that ends at 0."""
-    steps = max(self.chunks * self.chunk, 1)
-    # Of height 1: the rate itself may be traced.
-    shape = optax.warmup_cosine_decay_schedule(
-      0.0 if self.warmup else 1.0, 1.0, min(self.warmup, steps - 1), steps
-    )
+    steps = self.horizon
+    if steps is None:
+      steps = max(self.chunks * self.chunk, 1)
     optimizer = adamw(
-      lambda step: self.learning_rate * shape(step),
+      lambda step: self.learning_rate * cosine(step, self.warmup, steps),
       self.weight_decay,
       self.clip,
       self.decay,
@@ -67,6 +68,25 @@ class Schedule:
       return optimizer
     # After AdamW, which would undo any factor on its gradients.
     return optax.chain(optimizer, rates_lib.scaled(self.rates))
+
+
+def cosine(
+  step: Int[Array, "*t"] | int, warmup: int, steps: Float[Array, ""] | int
+) -> Float[Array, "*t"]:
+  """A factor that rises to 1 in a line and falls to 0 along a cosine.
+
+  Optax has it for a number of steps that is known when it is traced.
+
+  Args:
+    step: counted from 0.
+    warmup: steps of the rise, cut where there are no more.
+    steps: of both.
+  """
+  warmup = jnp.minimum(warmup, steps - 1)
+  rising = step / jnp.maximum(warmup, 1)
+  over = (step - warmup) / (steps - warmup)
+  falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(over, 1)))
+  return jnp.where(step < warmup, rising, falling)
 
 
 DECAYS = ("matrices", "all")

@@ -6,9 +6,10 @@ accelerators that axis is vmapped and split over the devices. On one CPU the
 members run one after the other inside the same program: a vmapped branch would
 run both of its sides, and there is nothing to win in width.
 
-A member goes through the stages of a run of its own. Then it is fine-tuned
-masked, at its thresholds, for a compact model has shapes of its own; what drift
-took below its target it gets back.
+A member goes through the stages of a run of its own, and as many steps of
+fine-tuning, those that its search left included. It is fine-tuned masked, at
+its thresholds, for a compact model has shapes of its own; what drift took below
+its target it gets back.
 """
 
 import dataclasses
@@ -52,6 +53,7 @@ class Sweep:
     stage: of any member: what differs is replaced.
     num_stages: stages that the distance to a target is cut into.
     plan: lengths of the searches.
+    stage_steps: training steps of a stage.
     optimizer: learning rate -> optimiser of the search.
     finetune: of the masked fine-tuning; its rate is replaced.
     members: the searches.
@@ -61,6 +63,7 @@ class Sweep:
   stage: stage_lib.Stage
   num_stages: int
   plan: search.Plan
+  stage_steps: int
   optimizer: Callable[[Any], optax.GradientTransformation]
   finetune: fit.Schedule
   members: Sequence[Member]
@@ -187,7 +190,7 @@ class Sweep:
     """Steps of live members' masked fine-tuning; losses, what `finite` says.
 
     Args:
-      values: see `values`.
+      values: see `values`; and `finetune_steps` of each member.
       tuned: weights, optimiser states and memories [s, ...].
       frozen: hard masks and thresholds [s, ...].
       live: [s].
@@ -197,7 +200,9 @@ class Sweep:
 
     def one(values, tuned, frozen, live):
       optimizer = dataclasses.replace(
-        self.finetune, learning_rate=values["finetune_rate"]
+        self.finetune,
+        learning_rate=values["finetune_rate"],
+        horizon=values["finetune_steps"],
       ).optimizer()
       masks, thetas = frozen
       policies = objective.policies(thetas)

@@ -40,10 +40,7 @@ TRACED = (
 )
 RESULTS, PROGRESS = "results.jsonl", "progress.json"
 # What each row says of the weights that were measured.
-HOW = (
-  "fine-tuned masked at the thresholds of the search, not compacted; steps "
-  "that a search leaves unused are not trained"
-)
+HOW = "fine-tuned masked at the thresholds of the search, not compacted"
 
 Point = Mapping[str, Any]
 
@@ -83,6 +80,7 @@ def run(
     stage=job.stage,
     num_stages=config.prune.num_stages,
     plan=job.plan,
+    stage_steps=config.prune.stage_steps,
     optimizer=lambda rate: prepare.optimizer(config, rate),
     finetune=setup.schedule(config.finetune),
     members=list(itertools.compress(members, reached)),

@@ -95,8 +95,18 @@ def run(
   settle = jax.jit(sweep.settle, out_shardings=split)
   states = settle(values, states, select)
   with checkpoints("finetune") as saved:
+    spare = [sweep.plan.total - len(rows) for rows in history]
     tuned, failed, finetune_traces = _finetune(
-      sweep, values, states, failed, finetune_batches, saved, watch, note, split
+      sweep,
+      values,
+      states,
+      failed,
+      spare,
+      finetune_batches,
+      saved,
+      watch,
+      note,
+      split,
     )
   masks, thetas, macs = jax.device_get(
     (states.masks, states.thetas, states.macs)
@@ -198,11 +208,20 @@ def _live(stages, history, failed, warming: bool = False) -> list[bool]:
 
 
 def _finetune(
-  sweep, values, states, failed, batches, saved, watch, note, split
+  sweep, values, states, failed, spare, batches, saved, watch, note, split
 ) -> tuple[Mapping, list[str], int]:
-  """The weights after the masked fine-tuning; what went wrong in any phase."""
-  schedule = sweep.finetune
+  """The weights after the masked fine-tuning; what went wrong in any phase.
 
+  `spare` stages of each member's search were not needed: it trains on for them.
+  """
+  schedule = sweep.finetune
+  longer = [
+    dataclasses.replace(schedule, steps=schedule.steps + n * sweep.stage_steps)
+    for n in spare
+  ]
+  chunks = [each.chunks for each in longer]
+  horizon = np.array(chunks, np.float32) * schedule.chunk
+  values = {**values, "finetune_steps": jax.device_put(horizon, split)}
   # Its rate is no part of an optimiser's state.
   optimizer = schedule.optimizer()
   renewed = sweep.stage.objective.memory.renewed
@@ -217,19 +236,25 @@ def _finetune(
   step = compiled.Compiled(
     sweep.chunk, out_shardings=(split, split), donate_argnums=1
   )
-  if first >= schedule.chunks or all(failed):
+  if first >= max(chunks) or all(failed):
     return jax.device_get(tuned[0]), failed, 0
   sources = [batches(seed)(first) for seed in sweep.seeds]
-  for index in range(first, schedule.chunks):
-    live = np.array([not problem for problem in failed])
+  rows = [{} for _ in chunks]
+  for index in range(first, max(chunks)):
+    live = np.array(
+      [
+        not problem and index < count
+        for problem, count in zip(failed, chunks, strict=True)
+      ]
+    )
     tuned, found = step(values, tuned, frozen, live, _stacked(sources))
     losses, sound = jax.device_get(found)
     start = index * schedule.chunk
-    for i in range(len(failed)):
-      problem = finite.problem(losses[i], sound[i], start, "finetune")
-      failed[i] = failed[i] or problem
-    note("finetune", [{"loss": float(each.mean())} for each in losses])
-    last = index + 1 == schedule.chunks
+    for i in np.flatnonzero(live):
+      failed[i] = finite.problem(losses[i], sound[i], start, "finetune")
+      rows[i] = {"loss": float(losses[i].mean())}
+    note("finetune", rows)
+    last = index + 1 == max(chunks)
     stop = watch.requested()
     if stop or last or (index + 1) % schedule.save_every == 0:
       saved.save(index + 1, tuned, {"failed": failed})

@@ -37,7 +37,24 @@ def test_every_field_of_a_section_reaches_its_schedule(config):
     "decay": "all",
     "save_every": 2,
     "rates": (),
+    "horizon": None,
   }
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 7), (3, 7), (9, 7), (0, 1)])
+def test_the_cosine_is_optax_s_and_its_length_can_be_traced(warmup, steps):
+  start = 0.0 if warmup else 1.0
+  theirs = optax.warmup_cosine_decay_schedule(
+    start, 1.0, min(warmup, steps - 1), steps
+  )
+  count = jnp.arange(steps + 2)
+  expected = jax.vmap(theirs)(count)
+  ours = fit.cosine(count, warmup, steps)
+  np.testing.assert_allclose(ours, expected, atol=1e-6)
+  traced = jax.jit(fit.cosine, static_argnums=1)
+  np.testing.assert_allclose(
+    traced(count, warmup, jnp.float32(steps)), expected, atol=1e-6
+  )
 
 
 @pytest.mark.parametrize(("clip", "norm"), [(0.5, 0.5), (0.0, 5.0)])

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import tokens as tokens_lib
@@ -29,7 +29,9 @@ class Prunable:
     forward: (params, batch, masks, probes, policies, estimator) ->
       (output, {tower: aux}); masks and policies may be None.
     tower_counts: tower -> (params, batch, masks, policies) -> counts
-      [b, l+1] of that tower alone.
+      [b, l+1] of a tower that runs without the others.
+    whole_counts: the same arguments -> {tower: counts}, in one pass; for towers
+      that need another one, as a text that looks at the image.
     macs: (masks, {tower: counts}) -> mean MACs of one example.
     rows: tower -> rows of its counts per example, where it is not 1 (two
       images of a pair).
@@ -42,6 +44,7 @@ class Prunable:
   tower_counts: Mapping[str, Callable[..., Array]]
   macs: Callable[[Mapping, Mapping], Array]
   rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  whole_counts: Callable[..., Mapping[str, Array]] | None = None
 
   @property
   def param_modes(self) -> tuple[str, ...]:
@@ -61,6 +64,48 @@ class Prunable:
   def unit_macs(self, masks: Mapping, counts: Mapping) -> Mapping:
     """What each unit costs: the gradient of the MACs, which are affine."""
     return jax.grad(self.macs)(masks, counts)
+
+  def recounted(
+    self,
+    known: Mapping[str, Int[Array, "b _"]],
+    moved: Mapping[str, Bool[Array, ""]],
+    params: Mapping,
+    batch: Mapping,
+    masks: Mapping,
+    policies: Mapping,
+  ) -> Mapping[str, Int[Array, "b _"]]:
+    """The counts of a batch under these policies.
+
+    Those of towers whose policy did not move are known.
+
+    Args:
+      known: counts [b, l+1] of each tower.
+      moved: towers whose policy is another one now.
+      params: weights.
+      batch: inputs.
+      masks: hard masks.
+      policies: of each tower.
+    """
+    inputs = (params, batch, masks, policies)
+
+    def apart():
+      return dict(known) | {
+        tower: jax.lax.cond(
+          moved[tower],
+          lambda t=tower: self.tower_counts[t](*inputs),
+          lambda t=tower: known[t],
+        )
+        for tower in self.tower_counts
+      }
+
+    def together():
+      return dict(known) | dict(self.whole_counts(*inputs))
+
+    needing = [moved[t] for t in self.towers if t not in self.tower_counts]
+    if not needing:
+      return apart()
+    # One pass serves all towers where one of them needs the others.
+    return jax.lax.cond(jnp.any(jnp.stack(needing)), together, apart)
 
   def removable(
     self,

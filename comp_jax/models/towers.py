@@ -180,13 +180,15 @@ def prunable(spec: specs.ModelSpec, family: Family) -> prunable_lib.Prunable:
       {"params": params}, batch, masks, probes, policies, estimator
     )
 
+  @jax.jit
+  def whole_counts(params, batch, masks, policies):
+    inputs = {name: batch[name] for name in family.inputs}
+    _, aux = forward(params, inputs, masks, None, policies, None)
+    return {tower: aux[tower]["counts"] for tower in tokens.values()}
+
   def counts(tower):
     @jax.jit
     def run(params, batch, masks, policies):
-      if tower not in family.alone:
-        inputs = {name: batch[name] for name in family.inputs}
-        _, aux = forward(params, inputs, masks, None, policies, None)
-        return aux[tower]["counts"]
       method, inputs = family.alone[tower]
       _, aux = model.apply(
         {"params": params},
@@ -201,6 +203,7 @@ def prunable(spec: specs.ModelSpec, family: Family) -> prunable_lib.Prunable:
     return run
 
   tokens = token_modes(spec) if is_dense(spec) else {}
+  alone = set(tokens.values()) & set(family.alone)
   return prunable_lib.Prunable(
     groups=(),
     token_modes=tokens,
@@ -208,7 +211,8 @@ def prunable(spec: specs.ModelSpec, family: Family) -> prunable_lib.Prunable:
       tower: getattr(spec, tower).protected for tower in tokens.values()
     },
     forward=forward,
-    tower_counts={tower: counts(tower) for tower in tokens.values()},
+    tower_counts={tower: counts(tower) for tower in alone},
+    whole_counts=whole_counts,
     macs=lambda masks, counts: family.macs(spec, masks, counts),
     rows={"vision": spec.images, "text": spec.readings},
   )

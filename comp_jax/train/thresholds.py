@@ -300,17 +300,10 @@ class Thresholds:
 
     def excess(u):
       policies = self.objective.policies(thetas_at(u))
-      counts = {
-        tower: jax.lax.cond(
-          moved[tower],
-          lambda t=tower: prunable.tower_counts[t](
-            state.params, calibration, masks, policies
-          ),
-          lambda t=tower: known[t],
-        )
-        for tower in prunable.towers
-      }
-      return self.macs(masks, {**known, **counts}) - shift - goal
+      counts = prunable.recounted(
+        known, moved, state.params, calibration, masks, policies
+      )
+      return self.macs(masks, counts) - shift - goal
 
     def halve(bracket, _):
       low, high = bracket

@@ -80,7 +80,10 @@ class Sweep:
     return self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
 
   def values(self) -> dict[str, Any]:
-    """What tells the members apart, as arrays [s]."""
+    """What tells the members apart, as arrays [s].
+
+    `finetune_steps` are those of a search that needed all of its stages.
+    """
     ratio = np.array([m.ratio for m in self.members], np.float32)
     rows = [self.seeds.index(m.seed) for m in self.members]
     pick = lambda name: np.array(  # noqa: E731
@@ -93,6 +96,9 @@ class Sweep:
       "data": np.array(rows, np.int32),
       "learning_rate": pick("learning_rate"),
       "finetune_rate": pick("finetune_rate"),
+      "finetune_steps": np.full(
+        len(ratio), self.finetune.chunks * self.finetune.chunk, np.float32
+      ),
       "strategy": {
         name: np.array([m.strategy[name] for m in self.members], np.float32)
         for name in self.members[0].strategy
@@ -190,7 +196,7 @@ class Sweep:
     """Steps of live members' masked fine-tuning; losses, what `finite` says.
 
     Args:
-      values: see `values`; and `finetune_steps` of each member.
+      values: see `values`.
       tuned: weights, optimiser states and memories [s, ...].
       frozen: hard masks and thresholds [s, ...].
       live: [s].

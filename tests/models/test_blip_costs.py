@@ -1,9 +1,12 @@
 """BLIP's sizes and MACs against closed forms and published figures."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from comp_jax.core import cost
+from comp_jax.core import masks as masks_lib
 from comp_jax.models import families, presets
 
 
@@ -91,3 +94,18 @@ def test_a_large_vision_tower_costs_what_the_closed_form_says(family):
   if family == "vqa":  # One image, whose keys and values are made once.
     expected[2] = macs + read
   np.testing.assert_array_equal(large - base, expected)
+
+
+def test_traced_macs_of_long_texts_are_those_of_whole_numbers():
+  """512 tokens: the products of NLVR2's merging maps need more than 31 bits."""
+  spec = presets.spec("blip_nlvr")
+  counts = {
+    "vision": np.full((spec.images, 13), spec.vision.tokens),
+    "text": np.full((1, 13), 512),
+  }
+  exact = families.macs(spec, None, counts)
+  masks = masks_lib.ones(families.groups(spec))
+  traced = jax.jit(lambda m, c: families.macs(spec, m, c))(
+    masks, jax.tree.map(lambda n: jnp.asarray(n, jnp.int32), counts)
+  )
+  np.testing.assert_allclose(float(traced), exact, rtol=1e-5)

@@ -135,7 +135,12 @@ def alone(folder, member):
       writer=lambda first: metrics.MetricWriter(folder, first),
       watch=Watch(),
     )
-  state = found.state
+  # A model that stays masked gets back what went below its target.
+  settle = jax.jit(
+    lambda state: stage.settle(state, kit.select(), give_back=True)
+  )
+  state = settle(found.state)
+  found = dataclasses.replace(found, state=state)
   # Steps that the search did not need are trained.
   spare = (PLAN.total - found.stages) * kit.STEPS
   schedule = dataclasses.replace(SCHEDULE, steps=SCHEDULE.steps + spare)

@@ -111,6 +111,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.least_step = 0.1
   # Training steps of a stage.
   c.prune.stage_steps = 20
+  # ... whose batches lie on the devices at once; 0: all of a stage's.
+  c.prune.chunk = 0
   c.prune.batch_size = 64
   # Parts of a batch whose gradients are summed.
   c.prune.microbatches = 1

@@ -27,6 +27,7 @@ _FREE = (
   "prune.least_step",
   "prune.modes",
   "prune.save_every",
+  "prune.chunk",
   "finetune.save_every",
   "evaluate",
   "train",

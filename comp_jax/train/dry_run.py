@@ -58,7 +58,11 @@ def show(config: ml_collections.ConfigDict) -> None:
       f"{config.finetune.steps}, and those of unused stages"
     ),
     "search state": f"{_bytes(state) / 2**20:.0f} MiB",
-    "batches of a stage": f"{_bytes(batches) / 2**20:.0f} MiB",
+    "batches on the devices": (
+      f"{_bytes(batches) / 2**20:.0f} MiB"
+      # One part trains, another one is copied meanwhile.
+      + " twice" * (job.stage.settings.parts > 1)
+    ),
     "temporaries of a stage": f"{_temporaries(job, batches) / 2**20:.0f} MiB",
   }
   for warning in job.warnings:
@@ -76,22 +80,21 @@ def _bytes(tree) -> int:
 
 
 def _batches(job: prepare.Job) -> dict[str, jax.ShapeDtypeStruct]:
-  """The batches of a stage, which lie on the devices at once."""
-  config = job.config.prune
+  """The batches that go to the devices at once."""
+  shape = prepare.part_steps(job.config), job.config.prune.batch_size
   return {
-    key: jax.ShapeDtypeStruct(
-      (config.stage_steps, config.batch_size, *value.shape[1:]), value.dtype
-    )
+    key: jax.ShapeDtypeStruct((*shape, *value.shape[1:]), value.dtype)
     for key, value in job.data.examples("select", 1).items()
   }
 
 
 def _temporaries(job: prepare.Job, batches) -> int:
   """Bytes that the compiled stage needs beside its state and its batches."""
-  stage = jax.jit(job.stage).lower(
-    jax.eval_shape(job.initial, job.dense.params, job.select),
-    batches,
-    job.select,
-    jnp.asarray(True),
-  )
-  return int(stage.compile().memory_analysis().temp_size_in_bytes)
+  stage, flag = job.stage, jax.ShapeDtypeStruct((), bool)
+  state = jax.eval_shape(job.initial, job.dense.params, job.select)
+  if stage.settings.parts == 1:
+    lowered = jax.jit(stage).lower(state, batches, job.select, flag)
+  else:
+    cut = jax.eval_shape(stage.cut, state, None, job.select, flag)
+    lowered = jax.jit(stage.advance).lower(cut, batches)
+  return int(lowered.compile().memory_analysis().temp_size_in_bytes)

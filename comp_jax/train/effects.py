@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from comp_jax.core import importance, mps
 from comp_jax.core import masks as masks_lib
+from comp_jax.core import mps
 from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.train import finite, thresholds
 from comp_jax.train import state as state_lib
@@ -78,16 +78,27 @@ class Effects(thresholds.Thresholds):
 
   def train(
     self,
-    state: state_lib.SearchState,
+    start: state_lib.SearchState,
     marked: Mapping,
     thetas: Mapping,
     batches: Mapping,
-  ) -> tuple[
-    Mapping, object, object, importance.Accumulator, Float[Array, " t"]
-  ]:
-    """Weights, optimiser and memory after the steps, scores and losses.
+    done: Int[Array, ""] | int = 0,
+    parts: int = 1,
+  ) -> tuple[state_lib.SearchState, Float[Array, " t"]]:
+    """Trains while the marked units fade and thresholds rise.
 
-    Meanwhile units fade and theta rises.
+    Args:
+      start: masks that fade and thresholds that rise are the stage's first;
+        weights, optimiser, memory and statistics go on from here.
+      marked: 1 for the units that go.
+      thetas: thresholds at the end of the stage.
+      batches: [t, b, ...], all of the stage's steps or one of its parts.
+      done: steps of the stage before these.
+      parts: in how many parts of t steps its batches come.
+
+    Returns:
+      The state whose weights, optimiser, memory and statistics have advanced,
+      and the losses.
     """
     length = jax.tree.leaves(batches)[0].shape[0]
     estimator = self.recipe.estimator
@@ -95,12 +106,12 @@ class Effects(thresholds.Thresholds):
     def body(carry, inputs):
       params, optimizer, memory, statistics = carry
       index, batch = inputs
-      progress = (index + 1.0) / length
-      masks = self.faded(state, marked, progress)
+      progress = (done + index + 1.0) / (parts * length)
+      masks = self.faded(start, marked, progress)
       ramp = masks_lib.gone(progress)
       now = {
         tower: old + ramp * (thetas[tower] - old)
-        for tower, old in state.thetas.items()
+        for tower, old in start.thetas.items()
       }
       memory, loss, grads, gathered = self.objective.gradients(
         params, memory, batch, masks, self.objective.policies(now), estimator
@@ -110,13 +121,17 @@ class Effects(thresholds.Thresholds):
       )
       return (params, optimizer, memory, statistics.add(gathered)), loss
 
-    first = state.statistics
-    if self.recipe.accumulate == "stage":
-      first = importance.empty(self.prunable.groups, estimator)
     steps = jnp.arange(length, dtype=jnp.float32)
-    start = (state.params, state.optimizer, state.memory, first)
-    after, losses = jax.lax.scan(body, start, (steps, batches))
-    return *after, losses
+    carry = (start.params, start.optimizer, start.memory, start.statistics)
+    carry, losses = jax.lax.scan(body, carry, (steps, batches))
+    params, optimizer, memory, statistics = carry
+    return dataclasses.replace(
+      start,
+      params=params,
+      optimizer=optimizer,
+      memory=memory,
+      statistics=statistics,
+    ), losses
 
   def outcome(
     self,
@@ -132,13 +147,16 @@ class Effects(thresholds.Thresholds):
     """
     params = state.params
     if batches is not None:
-      params, *_ = self.train(state, marked, thetas, batches)
+      params = self.train(state, marked, thetas, batches)[0].params
     masks = self.faded(state, marked, 1.0)
     metric, counts = self.validate(params, masks, thetas, select)
     return metric, self.macs(masks, counts)
 
   def uncut(
-    self, state: state_lib.SearchState, batches: Mapping, select: Mapping
+    self,
+    state: state_lib.SearchState,
+    batches: Mapping | None,
+    select: Mapping,
   ) -> tuple[Float[Array, ""], Float[Array, ""]] | None:
     """What paired costs are taken from; None where costs are not paired.
 
@@ -165,7 +183,7 @@ class Effects(thresholds.Thresholds):
     state: state_lib.SearchState,
     tried: Bool[Array, " m"],
     uncut: tuple[Float[Array, ""], Float[Array, ""]] | None,
-    batches: Mapping,
+    batches: Mapping | None,
     select: Mapping,
     key: Array,
   ) -> Float[Array, " m"]:
@@ -179,7 +197,7 @@ class Effects(thresholds.Thresholds):
       state: before the stage.
       tried: modes.
       uncut: see `uncut`; None prices before any training.
-      batches: of the stage.
+      batches: of the stage; None where nothing trains.
       select: validation examples [chunks, c, ...].
       key: of the scores.
     """

@@ -13,6 +13,7 @@ from comp_jax.data import tokenizers
 from comp_jax.interop import store
 from comp_jax.models import families, specs
 from comp_jax.recipes import library
+from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.tasks import task as task_lib
 from comp_jax.train import (
   costs,
@@ -171,6 +172,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       calibration=min(config.prune.calibration, used),
       least_step=config.prune.least_step,
       cost=config.prune.cost,
+      parts=_parts(config, recipe),
     ),
     allowed=allowed,
     side_by_side=mesh.devices.flat[0].platform != "cpu",
@@ -223,6 +225,28 @@ def optimizer(
   )
   prune = config.prune
   return fit.adamw(rising, prune.weight_decay, prune.clip, prune.decay)
+
+
+def part_steps(config: ml_collections.ConfigDict) -> int:
+  """Steps whose batches go to the devices at once."""
+  return config.prune.chunk or config.prune.stage_steps
+
+
+def _parts(config, recipe) -> int:
+  """In how many parts the batches of a stage come."""
+  steps, chunk = config.prune.stage_steps, part_steps(config)
+  if steps % chunk:
+    raise errors.UserError(
+      f"config.prune.chunk is {chunk}, which does not divide "
+      f"config.prune.stage_steps, {steps}; 0 takes a stage's batches at once"
+    )
+  weighs = recipe.schedule in recipe_lib.WEIGHING
+  if chunk < steps and weighs and config.prune.cost == "paired":
+    raise errors.UserError(
+      "config.prune.cost=paired trains twice on the batches of a stage: they "
+      "must be there at once (config.prune.chunk=0), or choose another cost"
+    )
+  return steps // chunk
 
 
 def _recipe(config):

@@ -100,7 +100,7 @@ def run(
         job.initial,
         job.dense.params,
         job.plan,
-        job.data.train(config.prune.batch_size, config.prune.stage_steps),
+        job.data.train(config.prune.batch_size, prepare.part_steps(config)),
         job.select,
         mesh=job.mesh,
         rules=job.rules,

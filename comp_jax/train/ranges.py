@@ -84,6 +84,7 @@ ALLOWED: Mapping[str, Range | Choice] = {
   "prune.warmup_stages": _ANY,
   "prune.least_step": _ANY,
   "prune.stage_steps": _SOME,
+  "prune.chunk": _ANY,
   "prune.batch_size": _SOME,
   "prune.microbatches": _SOME,
   "prune.learning_rate": _ANY,

@@ -17,6 +17,7 @@ from comp_jax.train import (
   metrics,
   preemption,
   sharding,
+  stepper,
 )
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
@@ -94,7 +95,8 @@ def search(
     initial: (params, select) -> state of the dense model; traceable.
     params: dense weights.
     plan: lengths.
-    batches: start stage -> iterator over [steps, b, ...] batches.
+    batches: first part of a stage, counted over all stages -> iterator over
+      [t, b, ...] batches, `stage.settings.parts` of them to a stage.
     select: validation examples [chunks, c, ...], on the host.
     mesh: devices.
     rules: where the state lives.
@@ -107,21 +109,15 @@ def search(
       sound.
     fit.Interrupted: a signal; the state is saved.
   """
-  whole = sharding.replicated(mesh)
   split = sharding.batch_sharding(mesh, leading_axes=1)
   select = jax.device_put(select, split)
   abstract = jax.eval_shape(initial, params, select)
-  placed, _ = sharding.tree_shardings(mesh, abstract, rules)
+  run = stepper.Stepper(stage, mesh, rules, abstract, select)
+  placed, parts = run.placed, stage.settings.parts
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
     placed,
-  )
-  run = compiled.Compiled(
-    stage,
-    in_shardings=(placed, split, split, whole),
-    out_shardings=(placed, whole),
-    donate_argnums=0,
   )
   probe = compiled.Compiled(
     stage.probe, in_shardings=(placed, split, split), out_shardings=placed
@@ -137,8 +133,7 @@ def search(
     history, costs = meta["history"], meta["probe"]
     spent = meta["seconds"]
   began = time.monotonic()
-  steps = None
-  source = batches(first)
+  source = batches(first * parts)
   scalars = writer(first)
   progress = metrics.Progress(
     plan.total,
@@ -151,18 +146,19 @@ def search(
       warming = index < plan.warmup_stages
       if not warming and finished(history, target, due):
         break
-      stacked = next(source)
-      steps = jax.tree.leaves(stacked)[0].shape[0]
-      stacked = jax.device_put(stacked, split)
+      stacked = run.batches(source)
       if index == plan.warmup_stages and needs_probe(stage):
-        state = probe(state, stacked, select)
+        state = probe(state, stacked if parts == 1 else None, select)
         found = np.asarray(state.strategy.cost, np.float64)
         _check_scores(found, modes)
         costs = dict(zip(modes, found.tolist(), strict=True))
       stage_began = time.monotonic()
-      state, record = run(state, stacked, select, jnp.asarray(not warming))
+      state, record = run(
+        state, stacked, source, select, jnp.asarray(not warming)
+      )
       record = jax.device_get(record)
-      finite.check(record.losses, record.sound, index * steps, "pruning")
+      start = index * len(record.losses)
+      finite.check(record.losses, record.sound, start, "pruning")
       seconds = time.monotonic() - stage_began
       row = stage_row(index, record, stage, warming, seconds)
       history.append(row)

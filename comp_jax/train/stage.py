@@ -8,13 +8,14 @@ it can be vmapped over searches.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from comp_jax.core import importance, mps
 from comp_jax.core import masks as masks_lib
-from comp_jax.core import mps
 from comp_jax.train import effects, finite, thresholds
 from comp_jax.train import state as state_lib
 
@@ -87,19 +88,36 @@ class Stage(effects.Effects):
       prune: False trains only: warm-up of the optimiser, and the calibration
         pass of the scores.
     """
-    settings = self.settings
+    cut = self.cut(state, batches, select, prune)
+    cut, losses = self.advance(cut, batches)
+    return self.learn(cut, losses, select)
+
+  def cut(
+    self,
+    state: state_lib.SearchState,
+    batches: Mapping | None,
+    select: Mapping,
+    prune: Bool[Array, ""],
+  ) -> state_lib.Cut:
+    """What the stage has chosen and marked, before any training.
+
+    Args:
+      state: before the stage.
+      batches: those of the whole stage, which paired costs train on; None
+        where they come in parts.
+      select: validation examples [chunks, c, ...].
+      prune: see `__call__`.
+    """
     next_key, choice_key, score_key = jax.random.split(state.key, 3)
     removable = self.removable(state)
     exhausted = self.exhausted(removable)
     active = prune & self.active(state) & ~jnp.all(exhausted)
-    learns_from = settings.cost
+    running = active | ~prune
     uncut = self.uncut(state, batches, select)
     if self.recipe.schedule == "lookahead":
       tried = ~exhausted & active
       costs = self.trial_costs(state, tried, uncut, batches, select, score_key)
       state = _with_costs(state, costs)
-      # The costs that it chose by are the ones to report.
-      learns_from = "paired" if self.paired else "immediate"
     mode, explored, selected = self.choose(state, exhausted, choice_key)
     selected = selected & active
     goal = self.goal(state, selected, removable)
@@ -108,60 +126,113 @@ class Stage(effects.Effects):
       start, selected, goal, select, score_key, share=self.share(state)
     )
     masks = self.faded(start, marked, 1.0)
-
     immediate, counts = self.validate(state.params, masks, thetas, select)
-    immediate_macs = self.macs(masks, counts)
-    immediate_cost = mps.stage_cost(
-      state.metric, immediate, state.macs, immediate_macs
+    statistics = state.statistics
+    if self.recipe.accumulate == "stage":
+      none = importance.empty(self.prunable.groups, self.recipe.estimator)
+      statistics = _where(running, none, statistics)
+    return state_lib.Cut(
+      state=dataclasses.replace(
+        state,
+        statistics=statistics,
+        key=jnp.where(running, next_key, state.key),
+      ),
+      masks=start.masks,
+      marked=marked,
+      thetas=thetas,
+      running=running,
+      mode=mode,
+      explored=explored,
+      selected=selected,
+      active=active,
+      goal=goal,
+      exhausted=exhausted,
+      removable=removable,
+      uncut=uncut,
+      immediate=immediate,
+      immediate_macs=self.macs(masks, counts),
+      step=jnp.zeros((), jnp.int32),
     )
-    params, optimizer, memory, statistics, losses = self.train(
-      start, marked, thetas, batches
+
+  def advance(
+    self, cut: state_lib.Cut, batches: Mapping
+  ) -> tuple[state_lib.Cut, Float[Array, " t"]]:
+    """The cut after a part of the stage's training, and the losses.
+
+    Args:
+      cut: see `cut`, or advanced by earlier parts.
+      batches: of all steps, or of the next part of them: [t, b, ...].
+    """
+    length = jax.tree.leaves(batches)[0].shape[0]
+    start = dataclasses.replace(cut.state, masks=cut.masks)
+
+    def train(start):
+      return self.train(
+        start, cut.marked, cut.thetas, batches, cut.step, self.settings.parts
+      )
+
+    # A search that has arrived stands still, whatever its neighbours do.
+    trained, losses = jax.lax.cond(
+      cut.running, train, lambda start: (start, jnp.zeros(length)), start
     )
-    metric, counts = self.validate(params, masks, thetas, select)
+    trained = dataclasses.replace(trained, masks=cut.state.masks)
+    return dataclasses.replace(
+      cut, state=trained, step=cut.step + length
+    ), losses
+
+  def learn(
+    self, cut: state_lib.Cut, losses: Float[Array, " steps"], select: Mapping
+  ) -> tuple[state_lib.SearchState, state_lib.StageRecord]:
+    """The state once the marked units are gone, and what the stage cost.
+
+    Args:
+      cut: after its training.
+      losses: of that.
+      select: validation examples [chunks, c, ...].
+    """
+    state, running = cut.state, cut.running
+    start = dataclasses.replace(state, masks=cut.masks)
+    masks = self.faded(start, cut.marked, 1.0)
+    metric, counts = self.validate(state.params, masks, cut.thetas, select)
     macs = self.macs(masks, counts)
+    immediate_cost = mps.stage_cost(
+      state.metric, cut.immediate, state.macs, cut.immediate_macs
+    )
     # What training alone moves, in metric and token counts, cancels out.
-    before, macs_before = uncut or (state.metric, state.macs)
+    before, macs_before = cut.uncut or (state.metric, state.macs)
     cost = mps.stage_cost(before, metric, macs_before, macs)
-    removed = state.macs - immediate_macs
+    removed = state.macs - cut.immediate_macs
+    learns_from = self.settings.cost
+    if self.recipe.schedule == "lookahead":
+      # The costs that it chose by are the ones to report.
+      learns_from = "paired" if self.paired else "immediate"
     after_training = effects.stayed(removed, macs_before - macs) & (
       learns_from != "immediate"
     )
     learned = mps.update(
       state.strategy,
-      mode,
+      cut.mode,
       jnp.where(after_training, cost, immediate_cost),
       removed,
       self.recipe.strategy,
     )
-    strategy = jax.tree.map(
-      lambda new, old: jnp.where(active, new, old), learned, state.strategy
-    )
-    after = state_lib.SearchState(
-      params=params,
-      optimizer=optimizer,
-      memory=memory,
-      masks=masks,
-      thetas=thetas,
-      statistics=statistics,
-      strategy=strategy,
-      counts=counts,
-      macs=macs,
-      metric=metric,
-      key=next_key,
-    )
-    # A search that has arrived stands still, whatever its neighbours do.
-    running = active | ~prune
-    after = jax.tree.map(
-      lambda new, old: jnp.where(running, new, old), after, state
+    after = dataclasses.replace(
+      state,
+      masks=_where(running, masks, state.masks),
+      thetas=_where(running, cut.thetas, state.thetas),
+      strategy=_where(cut.active, learned, state.strategy),
+      counts=_where(running, counts, state.counts),
+      macs=jnp.where(running, macs, state.macs),
+      metric=jnp.where(running, metric, state.metric),
     )
     record = state_lib.StageRecord(
-      mode=jnp.where(active, mode, -1),
-      explored=explored & active,
-      selected=selected,
-      active=active,
-      goal=goal,
+      mode=jnp.where(cut.active, cut.mode, -1),
+      explored=cut.explored & cut.active,
+      selected=cut.selected,
+      active=cut.active,
+      goal=cut.goal,
       metric_before=state.metric,
-      metric_immediate=immediate,
+      metric_immediate=cut.immediate,
       metric_uncut=before if self.paired else jnp.nan * before,
       metric=after.metric,
       macs_before=state.macs,
@@ -169,8 +240,8 @@ class Stage(effects.Effects):
       cost=cost,
       immediate_cost=immediate_cost,
       costs=after.strategy.cost,
-      exhausted=exhausted,
-      removable=removable,
+      exhausted=cut.exhausted,
+      removable=cut.removable,
       thetas=after.thetas,
       losses=losses,
       sound=finite.everywhere(after),
@@ -178,13 +249,16 @@ class Stage(effects.Effects):
     return after, record
 
   def probe(
-    self, state: state_lib.SearchState, batches: Mapping, select: Mapping
+    self,
+    state: state_lib.SearchState,
+    batches: Mapping | None,
+    select: Mapping,
   ) -> state_lib.SearchState:
     """The state with a first cost for every mode (cold start).
 
     Args:
       state: before the first pruning stage.
-      batches: of that stage.
+      batches: of that stage; see `cut`.
       select: validation examples [chunks, c, ...].
     """
     every = jnp.ones(len(self.prunable.modes), bool)
@@ -265,6 +339,11 @@ class Stage(effects.Effects):
       metric=metric,
       macs=self.macs(masks, counts),
     )
+
+
+def _where(condition: Bool[Array, ""], yes: Any, no: Any) -> Any:
+  """The one tree or the other."""
+  return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
 
 
 def _with_costs(

@@ -136,6 +136,67 @@ class StageRecord:
   sound: Bool[Array, ""]
 
 
+@typing.no_type_check  # Leaves are shardings, shapes or None at times.
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=[
+    "state",
+    "masks",
+    "marked",
+    "thetas",
+    "running",
+    "mode",
+    "explored",
+    "selected",
+    "active",
+    "goal",
+    "exhausted",
+    "removable",
+    "uncut",
+    "immediate",
+    "immediate_macs",
+    "step",
+  ],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cut:
+  """A stage that has chosen what goes, and trains while it fades.
+
+  Attributes:
+    state: before the stage; its weights, optimiser, memory and statistics
+      advance with the training.
+    masks: what the marked units fade from.
+    marked: 1 for the units that go.
+    thetas: token thresholds after the stage.
+    running: whether the stage trains at all: a search that has arrived stands
+      still.
+    mode: see `StageRecord`; so are `explored`, `selected`, `active`, `goal`,
+      `exhausted` and `removable`.
+    uncut: metric and MACs after the same training without the cut, or None.
+    immediate: metric of the cut before any training.
+    immediate_macs: its MACs.
+    step: how many steps have trained.
+  """
+
+  state: SearchState
+  masks: Mapping
+  marked: Mapping
+  thetas: Mapping[str, Float[Array, ""]]
+  running: Bool[Array, ""]
+  mode: Int[Array, ""]
+  explored: Bool[Array, ""]
+  selected: Bool[Array, " m"]
+  active: Bool[Array, ""]
+  goal: Float[Array, ""]
+  exhausted: Bool[Array, " m"]
+  removable: Float[Array, " m"]
+  uncut: tuple[Float[Array, ""], Float[Array, ""]] | None
+  immediate: Float[Array, ""]
+  immediate_macs: Float[Array, ""]
+  step: Int[Array, ""]
+
+
 def initial(
   prunable: prunable_lib.Prunable,
   params: Mapping,

@@ -69,6 +69,8 @@ def run(
   config = ml_collections.ConfigDict(config)
   # A ratio of 0 is above any floor; that of each point is checked alone.
   config.ratio = 0.0
+  # All members' stages are one program, which gets all of their batches.
+  config.prune.chunk = 0
   job = prepare.prepare(config)
   config.ratio = max(member.ratio for member in members)
   floor = costs.floor(job.stage, costs.valid_tokens(job.spec, job.select))

@@ -45,6 +45,19 @@ def test_a_chunk_that_select_cannot_fill(config):
     prepare.prepare(config)
 
 
+def test_a_stage_comes_in_whole_parts(config):
+  assert prepare.prepare(config).stage.settings.parts == 1
+  config.prune.stage_steps, config.prune.chunk = 6, 2
+  assert prepare.part_steps(config) == 2
+  assert prepare.prepare(config).stage.settings.parts == 3
+  config.prune.chunk = 4
+  with pytest.raises(errors.UserError, match="chunk is 4, which does not div"):
+    prepare.prepare(config)
+  config.prune.chunk, config.prune.cost = 2, "paired"
+  with pytest.raises(errors.UserError, match="cost=paired trains twice"):
+    prepare.prepare(config)
+
+
 def test_fewer_examples_than_asked_for_are_told(config):
   assert not prepare.prepare(config).warnings
   config.prune.validation = 100_000

@@ -125,6 +125,50 @@ def test_the_whole_search_compiles_its_stage_once(whole):
   assert whole.stages == 5
 
 
+def same_choices(found, whole):
+  """Asserts equal modes, units and tokens, and weights that are close."""
+  assert [row["mode"] for row in found.history] == [
+    row["mode"] for row in whole.history
+  ]
+  jax.tree.map(
+    np.testing.assert_array_equal, found.state.masks, whole.state.masks
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal, found.state.counts, whole.state.counts
+  )
+  # Where a gradient is next to nothing Adam takes a whole step either way.
+  away = jax.tree.map(
+    lambda a, b: jnp.abs(jnp.asarray(a) - jnp.asarray(b)).ravel(),
+    jax.device_get(found.state.params),
+    jax.device_get(whole.state.params),
+  )
+  away = jnp.concatenate(jax.tree.leaves(away))
+  assert jnp.mean(away) < 2e-6
+
+
+def test_batches_that_come_in_parts_change_no_choice(whole, tmp_path):
+  stage = make_stage()
+  settings = dataclasses.replace(stage.settings, parts=kit.STEPS)
+  stage = dataclasses.replace(stage, settings=settings)
+
+  def parts(start):
+    first, done = divmod(start, kit.STEPS)
+    for batches in batches_of(first):
+      for step in range(done, kit.STEPS):
+        yield {k: v[step : step + 1] for k, v in batches.items()}
+      done = 0
+
+  with pytest.raises(fit.Interrupted):
+    run(tmp_path, stage=stage, batches=parts, watch=Watch(2))
+  found = run(tmp_path, stage=stage, batches=parts)
+  # One program for all parts of all stages.
+  assert found.compilations == whole.compilations == 1
+  same_choices(found, whole)
+  for row, other in zip(found.history, whole.history, strict=True):
+    assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    assert row["metric"] == pytest.approx(other["metric"], abs=1e-4)
+
+
 @pytest.mark.parametrize(
   ("devices", "rules"),
   [(8, sharding.REPLICATED), (4, sharding.FULLY_SHARDED)],
@@ -141,23 +185,7 @@ def test_neither_devices_nor_shardings_change_a_choice(
   kernel = other.state.params["vision"]["patch_embed"]["kernel"]
   split = kernel.sharding.shard_shape(kernel.shape) != kernel.shape
   assert split == (rules is sharding.FULLY_SHARDED)
-  assert [row["mode"] for row in other.history] == [
-    row["mode"] for row in whole.history
-  ]
-  jax.tree.map(
-    np.testing.assert_array_equal, other.state.masks, whole.state.masks
-  )
-  jax.tree.map(
-    np.testing.assert_array_equal, other.state.counts, whole.state.counts
-  )
-  # Where a gradient is next to nothing Adam takes a whole step either way.
-  away = jax.tree.map(
-    lambda a, b: jnp.abs(jnp.asarray(a) - jnp.asarray(b)).ravel(),
-    jax.device_get(other.state.params),
-    jax.device_get(whole.state.params),
-  )
-  away = jnp.concatenate(jax.tree.leaves(away))
-  assert jnp.mean(away) < 2e-6
+  same_choices(other, whole)
   first, same = other.history[0], whole.history[0]
   assert first["loss"] == pytest.approx(same["loss"], abs=1e-5)
   said = capsys.readouterr().out

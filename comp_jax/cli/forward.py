@@ -66,9 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
       "questions have padding: transformers' answers read it, these do not, so "
       "that their logits differ"
     )
-  policies = {t: loaded.policies.get(t) for t in spec.towers}
   run_model = jax.jit(families.traced, static_argnums=0)
-  output, aux, hidden = run_model(spec, loaded.params, batch, policies)
+  output, aux, hidden = run_model(spec, loaded.params, batch, loaded.policies)
   arrays = {name: np.asarray(value) for name, value in output.items()}
   if "answer" in spec.towers:
     arrays["logits"] = arrays["logits"][:, 0]  # One answer to each question.

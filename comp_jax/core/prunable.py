@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import tokens as tokens_lib
 
@@ -26,10 +27,9 @@ class Prunable:
     groups: the group table.
     token_modes: mode -> tower whose tokens it drops, in order.
     protected: tokens of each tower that the rule never drops.
-    forward: (params, batch, masks, probes, policies, estimator) ->
-      (output, {tower: aux}); masks and policies may be None.
-    tower_counts: tower -> (params, batch, masks, policies) -> counts
-      [b, l+1] of a tower that runs without the others.
+    forward: (params, batch, execution) -> (output, {tower: aux}).
+    tower_counts: tower -> (params, batch, execution) -> counts [b, l+1] of a
+      tower that runs without the others.
     whole_counts: the same arguments -> {tower: counts}, in one pass; for towers
       that need another one, as a text that looks at the image.
     macs: (masks, {tower: counts}) -> mean MACs of one example.
@@ -71,10 +71,9 @@ class Prunable:
     moved: Mapping[str, Bool[Array, ""]],
     params: Mapping,
     batch: Mapping,
-    masks: Mapping,
-    policies: Mapping,
+    execution: execution_lib.Execution,
   ) -> Mapping[str, Int[Array, "b _"]]:
-    """The counts of a batch under these policies.
+    """The counts of a batch, so executed.
 
     Those of towers whose policy did not move are known.
 
@@ -83,10 +82,9 @@ class Prunable:
       moved: towers whose policy is another one now.
       params: weights.
       batch: inputs.
-      masks: hard masks.
-      policies: of each tower.
+      execution: masks and token policies.
     """
-    inputs = (params, batch, masks, policies)
+    inputs = (params, batch, execution)
 
     def apart():
       return dict(known) | {

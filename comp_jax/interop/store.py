@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from comp_jax import errors
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.interop import atomic
 from comp_jax.interop import tensors as tensors_lib
@@ -63,11 +64,11 @@ class Loaded:
   @functools.cached_property
   def _forward(self) -> Callable[..., tuple[dict, dict]]:
     run = families.prunable(self.spec).forward
-    policies = {tower: self.policies.get(tower) for tower in self.spec.towers}
+    execution = execution_lib.Execution(policies=self.policies)
 
     @jax.jit
     def forward(params, batch):
-      return run(params, batch, None, None, policies, None)
+      return run(params, batch, execution)
 
     return forward
 
@@ -89,12 +90,13 @@ class Loaded:
         f"a {self.spec.family} model has no joint space of images and texts;"
         " call the loaded model with a batch of pairs"
       )
-    model, policy = families.module(self.spec), self.policies.get(tower)
+    model = families.module(self.spec)
+    execution = execution_lib.Execution(policies=self.policies).of(tower)
 
     @jax.jit
     def encode(params, *inputs):
       embedding, _ = model.apply(
-        {"params": params}, *inputs, policy=policy, method=method
+        {"params": params}, *inputs, execution, method=method
       )
       return embedding
 

@@ -1,6 +1,6 @@
 """BERT: text encoder, and decoder that writes."""
 
-from collections.abc import Mapping
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from comp_jax.core import importance
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.models import blocks, specs
 from comp_jax.models import encoder as encoder_lib
@@ -65,10 +65,7 @@ class Bert(_TextTower):
     self,
     text_ids: Int[Array, "b n"],
     text_mask: Bool[Array, "b n"],
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy: tokens_lib.TokenPolicy | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
     sources: tuple[blocks.Source, ...] = (),
   ) -> tuple[Float[Array, "b d"] | tokens_lib.TokenState, dict]:
     """What is read out, and the encoder's aux.
@@ -76,7 +73,7 @@ class Bert(_TextTower):
     Args:
       text_ids: [CLS] ... [SEP] and padding.
       text_mask: False on padding.
-      masks: see `encoder.Encoder`, as are the others.
+      execution: units, tokens and what is gathered.
       sources: image tokens for each cross-attention; none skips them.
 
     Raises:
@@ -96,7 +93,7 @@ class Bert(_TextTower):
       readout=jnp.zeros_like(is_cls) if pooled else is_cls,
     )
     state, aux = encoder_lib.Encoder(spec.encoder, name="encoder")(
-      state, masks, probes, policy, estimator, sources
+      state, execution, sources
     )
     if spec.readout == "tokens":
       return state, aux
@@ -122,9 +119,7 @@ class Decoder(_TextTower):
     text_ids: Int[Array, "b n"],
     text_mask: Bool[Array, "b n"],
     source: blocks.Source,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
     first: int | Int[Array, ""] = 0,
   ) -> tuple[Float[Array, "b n v"], dict]:
     """The logits, and the encoder's aux.
@@ -133,7 +128,7 @@ class Decoder(_TextTower):
       text_ids: a text; its first token is taken for `bos_id`.
       text_mask: False on padding.
       source: tokens for cross-attention.
-      masks: see `encoder.Encoder`, as are probes and estimator.
+      execution: units and what is gathered.
       first: position of the first token, above 0 where a text is written token
         by token (see `blocks.Attention`).
 
@@ -151,7 +146,7 @@ class Decoder(_TextTower):
       x=x, valid=text_mask, protected=every, readout=every
     )
     state, aux = encoder_lib.Encoder(encoder, name="encoder")(
-      state, masks, probes, None, estimator, (source,)
+      state, dataclasses.replace(execution, policy=None), (source,)
     )
     x = blocks.Projection((d,), (d,), encoder.dtype, name="transform")(state.x)
     norm = nn.LayerNorm(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from comp_jax.core import importance
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.models import bert, blocks, specs, towers, vit
 from comp_jax.models import macs as macs_lib
@@ -21,14 +21,11 @@ class Looking(nn.Module):
   def look(
     self,
     image: Num[Array, "b s s 3"],
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy=None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[blocks.Source, dict]:
     """The image tokens that the text reads, and the vision tower's aux."""
-    state, aux = self.vision(image, masks, probes, policy, estimator)
-    return source_of(state, aux, probes, estimator), aux
+    state, aux = self.vision(image, execution)
+    return source_of(state, aux, execution), aux
 
 
 class Matching(Looking):
@@ -44,49 +41,31 @@ class Matching(Looking):
     source: blocks.Source,
     text_ids,
     text_mask,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy=None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[Float[Array, "b 2"], dict]:
     """The logits (no match, match), and the text tower's aux."""
-    pooled, aux = self.text(
-      text_ids, text_mask, masks, probes, policy, estimator, (source,)
-    )
+    pooled, aux = self.text(text_ids, text_mask, execution, (source,))
     return self.head(pooled), aux
 
   def __call__(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policies: Mapping | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> tuple[dict[str, Array], dict[str, dict]]:
     """Logits of the pairs of a batch.
 
     Args:
       batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, n].
-      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
-      probes: zeros like `masks` (taylor), or None.
-      policies: token policy of each tower.
-      estimator: what to gather for the parameter scores.
+      execution: units, tokens and what is gathered of the towers `vision` and
+        `text`.
 
     Returns:
       `logits` [b, 2] of no match and match, and
       {"vision": aux, "text": aux}.
     """
-    source, vision_aux = self.look(
-      batch["image"],
-      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
-      estimator,
-    )
+    source, vision_aux = self.look(batch["image"], execution.of("vision"))
     logits, text_aux = self.read(
-      source,
-      batch["text_ids"],
-      batch["text_mask"],
-      *(towers.side(tree, "text") for tree in (masks, probes, policies)),
-      estimator,
+      source, batch["text_ids"], batch["text_mask"], execution.of("text")
     )
     output = {"logits": logits.astype(jnp.float32)}
     return output, {"vision": vision_aux, "text": text_aux}
@@ -95,22 +74,20 @@ class Matching(Looking):
 def source_of(
   state: tokens_lib.TokenState,
   aux: Mapping,
-  probes: Mapping | None,
-  estimator: importance.Estimator | None,
+  execution: execution_lib.TowerExecution,
 ) -> blocks.Source:
   """What cross-attention reads of another tower's tokens.
 
   Args:
     state: the tokens after the last layer.
     aux: of the other tower.
-    probes: of the other tower; without them nobody asks for the weights.
-    estimator: what is gathered.
+    execution: of the other tower; without probes nobody asks for the weights.
   """
-  if probes is None:
+  if execution.probes is None:
     weights = jnp.zeros(state.valid.shape, jnp.float32)
   else:
     # Keys and values are weighed by the scores of that tower's last layer.
-    weights = blocks.cip_weights(aux["scores"][-1], state, estimator)
+    weights = blocks.cip_weights(aux["scores"][-1], state, execution.estimator)
   return blocks.Source(x=state.x, valid=state.valid, weights=weights)
 
 

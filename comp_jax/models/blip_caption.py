@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from comp_jax.core import importance
+from comp_jax.core import execution as execution_lib
 from comp_jax.models import bert, blip, blocks, specs, towers, vit
 from comp_jax.models import macs as macs_lib
 
@@ -20,59 +20,44 @@ class Caption(blip.Looking):
   def __call__(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policies: Mapping | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> tuple[dict[str, Array], dict[str, dict]]:
     """Logits of the captions of a batch.
 
     Args:
       batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, n].
-      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
-      probes: zeros like `masks` (taylor), or None.
-      policies: token policy of the vision tower.
-      estimator: what to gather for the parameter scores.
+      execution: units and what is gathered of the towers `vision` and `text`,
+        tokens of the first.
 
     Returns:
       `logits` [b, n, v] of the token after each one, and
       {"vision": aux, "text": aux}.
     """
-    source, vision_aux = self.look(
-      batch["image"],
-      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
-      estimator,
-    )
+    source, vision_aux = self.look(batch["image"], execution.of("vision"))
     logits, text_aux = self.text(
-      batch["text_ids"],
-      batch["text_mask"],
-      source,
-      *(towers.side(tree, "text") for tree in (masks, probes)),
-      estimator,
+      batch["text_ids"], batch["text_mask"], source, execution.of("text")
     )
     return {"logits": logits}, {"vision": vision_aux, "text": text_aux}
 
   def read(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    policies: Mapping | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> blocks.Source:
     """What the decoder looks at while it writes."""
-    sides = towers.side(masks, "vision"), None, towers.side(policies, "vision")
-    return self.look(batch["image"], *sides)[0]
+    return self.look(batch["image"], execution.of("vision"))[0]
 
   def write(
     self,
     source: blocks.Source,
     text_ids: Int[Array, "b n"],
     text_mask: Bool[Array, "b n"],
-    masks: Mapping | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
     first: int | Int[Array, ""] = 0,
   ) -> Float[Array, "b n v"]:
     """The logits of the decoder alone, see `bert.Decoder`."""
-    side = towers.side(masks, "text")
-    return self.text(text_ids, text_mask, source, side, first=first)[0]
+    own = execution.of("text")
+    return self.text(text_ids, text_mask, source, own, first)[0]
 
 
 def macs(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from comp_jax.core import importance
+from comp_jax.core import execution as execution_lib
 from comp_jax.models import bert, blip, specs, towers, vit
 from comp_jax.models import macs as macs_lib
 
@@ -34,51 +34,38 @@ class Nlvr(nn.Module):
   def look(
     self,
     image: Num[Array, "b 2 s s 3"],
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy=None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[tuple, dict]:
     """The tokens of the first and the second images, and the tower's aux.
 
     The aux has one row per image: those of a pair follow each other.
     """
     rows = image.reshape(-1, *image.shape[2:])
-    state, aux = self.vision(rows, masks, probes, policy, estimator)
-    source = blip.source_of(state, aux, probes, estimator)
+    state, aux = self.vision(rows, execution)
+    source = blip.source_of(state, aux, execution)
     pick = lambda i: jax.tree.map(lambda x: x[i::IMAGES], source)  # noqa: E731
     return tuple(pick(index) for index in range(IMAGES)), aux
 
   def __call__(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policies: Mapping | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> tuple[dict[str, Array], dict[str, dict]]:
     """Logits of the statements of a batch.
 
     Args:
       batch: `image` [b, 2, s, s, 3], `text_ids` and `text_mask` [b, n].
-      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
-      probes: zeros like `masks` (taylor), or None.
-      policies: token policy of each tower.
-      estimator: what to gather for the parameter scores.
+      execution: units, tokens and what is gathered of the towers `vision` and
+        `text`.
 
     Returns:
       `logits` [b, 2] of false and true, and {"vision": aux, "text": aux}.
     """
-    sources, vision_aux = self.look(
-      batch["image"],
-      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
-      estimator,
-    )
+    sources, vision_aux = self.look(batch["image"], execution.of("vision"))
     pooled, text_aux = self.text(
       batch["text_ids"],
       batch["text_mask"],
-      *(towers.side(tree, "text") for tree in (masks, probes, policies)),
-      estimator,
+      execution.of("text"),
       sources,
     )
     logits = self.head(nn.relu(self.head_hidden(pooled)))

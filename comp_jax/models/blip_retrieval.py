@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from comp_jax.core import cost, importance
+from comp_jax.core import cost
+from comp_jax.core import execution as execution_lib
 from comp_jax.models import blip, blocks, specs, towers, two_tower
 from comp_jax.models import macs as macs_lib
 
@@ -41,28 +42,20 @@ class Retrieval(blip.Matching):
   def encode_image(
     self,
     image: Num[Array, "b s s 3"],
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy: Any = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[Float[Array, "b p"], dict]:
     """Unit image embeddings, and the vision tower's aux."""
-    source, aux = self.look(image, masks, probes, policy, estimator)
+    source, aux = self.look(image, execution)
     return self.embedded(source), aux
 
   def encode_text(
     self,
     text_ids,
     text_mask,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy: Any = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[Float[Array, "b p"], dict]:
     """Unit text embeddings, and the aux of the reading without an image."""
-    pooled, aux = self.text(
-      text_ids, text_mask, masks, probes, policy, estimator
-    )
+    pooled, aux = self.text(text_ids, text_mask, execution)
     return two_tower.unit(self.text_projection(pooled)), aux
 
   def embedded(self, source: blocks.Source) -> Float[Array, "b p"]:
@@ -73,20 +66,15 @@ class Retrieval(blip.Matching):
   def __call__(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policies: Mapping | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> tuple[dict[str, Array], dict[str, dict]]:
     """Embeddings and logits of the pairs of a batch, and of hard negatives.
 
     Args:
       batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, n]; for
         negatives also `concept` [b], and `key` [b] to draw them.
-      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
-      probes: zeros like `masks` (taylor), or None.
-      policies: token policy of each tower.
-      estimator: what to gather for the parameter scores.
+      execution: units, tokens and what is gathered of the towers `vision` and
+        `text`.
 
     Returns:
       `image_embedding`, `text_embedding`, `logit_scale` (a factor) and
@@ -95,13 +83,12 @@ class Retrieval(blip.Matching):
       another text, and `has_negative` [b]. And {"vision": aux, "text": aux};
       the text's counts have two rows per text, alone and looking.
     """
-    seen = [towers.side(tree, "vision") for tree in (masks, probes, policies)]
-    read = [towers.side(tree, "text") for tree in (masks, probes, policies)]
+    read = execution.of("text")
     texts = batch["text_ids"], batch["text_mask"]
     b = texts[0].shape[0]
-    source, vision_aux = self.look(batch["image"], *seen, estimator)
+    source, vision_aux = self.look(batch["image"], execution.of("vision"))
     images = self.embedded(source)
-    embedded, alone = self.encode_text(*texts, *read, estimator)
+    embedded, alone = self.encode_text(*texts, read)
     output = {
       "image_embedding": images,
       "text_embedding": embedded,
@@ -115,7 +102,7 @@ class Retrieval(blip.Matching):
       own = jnp.arange(b)
       source = _rows(source, jnp.concatenate([own, others[0], own]))
       texts = _rows(texts, jnp.concatenate([own, own, others[1]]))
-    logits, looking = self.read(source, *texts, *read, estimator)
+    logits, looking = self.read(source, *texts, read)
     logits = logits.astype(jnp.float32)
     output["logits"] = logits[:b]
     if "concept" in batch:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from comp_jax.core import importance
+from comp_jax.core import execution as execution_lib
 from comp_jax.models import bert, blip, blocks, specs, towers, vit
 from comp_jax.models import macs as macs_lib
 
@@ -32,66 +32,49 @@ class Vqa(blip.Looking):
   def ask(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policies: Mapping | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> tuple[blocks.Source, dict[str, dict]]:
     """The question's tokens that the decoder reads, and both towers' aux.
 
     Tokens that the question's tower dropped are not valid: they are gone for
     the decoder.
     """
-    source, vision_aux = self.look(
-      batch["image"],
-      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
-      estimator,
-    )
+    source, vision_aux = self.look(batch["image"], execution.of("vision"))
     state, text_aux = self.text(
       batch["text_ids"],
       batch["text_mask"],
-      *(towers.side(tree, "text") for tree in (masks, probes, policies)),
-      estimator,
+      execution.of("text"),
       (source,),
     )
-    source = blip.source_of(
-      state, text_aux, towers.side(probes, "text"), estimator
-    )
+    source = blip.source_of(state, text_aux, execution.of("text"))
     return source, {"vision": vision_aux, "text": text_aux}
 
   def __call__(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policies: Mapping | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> tuple[dict[str, Array], dict[str, dict]]:
     """Logits of the answers of a batch.
 
     Args:
       batch: `image` [b, s, s, 3]; `text_ids` and `text_mask` [b, n], the
         questions; `answer_ids` and `answer_mask` [b, a, m].
-      masks: {"vision": {...}, "text": {...}, "answer": {...}}, see
-        `encoder.Encoder`.
-      probes: zeros like `masks` (taylor), or None.
-      policies: token policy of the vision and the question's tower.
-      estimator: what to gather for the parameter scores.
+      execution: units and what is gathered of the towers `vision`, `text` (the
+        question) and `answer`, tokens of the first two.
 
     Returns:
       `logits` [b, a, m, v] of the token after each one, and aux of the three
       towers. The decoder's aux has a row per answer, but its `counts` are
       those of the first answer alone, which is the one that is costed.
     """
-    source, aux = self.ask(batch, masks, probes, policies, estimator)
+    source, aux = self.ask(batch, execution)
     b, a, m = batch["answer_ids"].shape
     repeat = functools.partial(jnp.repeat, repeats=a, axis=0)
     logits, answer_aux = self.answer(
       batch["answer_ids"].reshape(b * a, m),
       batch["answer_mask"].reshape(b * a, m),
       jax.tree.map(repeat, source),
-      *(towers.side(tree, "answer") for tree in (masks, probes)),
-      estimator,
+      execution.of("answer"),
     )
     counts = answer_aux["counts"][::a]
     aux["answer"] = {**answer_aux, "counts": counts}
@@ -100,23 +83,22 @@ class Vqa(blip.Looking):
   def read(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    policies: Mapping | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> blocks.Source:
     """What the decoder looks at while it writes."""
-    return self.ask(batch, masks, None, policies)[0]
+    return self.ask(batch, execution)[0]
 
   def write(
     self,
     source: blocks.Source,
     text_ids: Int[Array, "b n"],
     text_mask: Bool[Array, "b n"],
-    masks: Mapping | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
     first: int | Int[Array, ""] = 0,
   ) -> Float[Array, "b n v"]:
     """The logits of the decoder alone, see `bert.Decoder`."""
-    side = towers.side(masks, "answer")
-    return self.answer(text_ids, text_mask, source, side, first=first)[0]
+    own = execution.of("answer")
+    return self.answer(text_ids, text_mask, source, own, first)[0]
 
 
 def macs(

@@ -1,12 +1,10 @@
 """CLIP's text encoder: causal, read out at the end of the text."""
 
-from collections.abc import Mapping
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from comp_jax.core import importance
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.models import encoder as encoder_lib
 from comp_jax.models import specs
@@ -27,17 +25,14 @@ class ClipText(nn.Module):
     self,
     text_ids: Int[Array, "b n"],
     text_mask: Bool[Array, "b n"],
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy: tokens_lib.TokenPolicy | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[Float[Array, "b d"], dict]:
     """The normalised end-of-text token, and the encoder's aux.
 
     Args:
       text_ids: start of text, words, end of text, and padding.
       text_mask: False on padding.
-      masks: see `encoder.Encoder`, as are the others.
+      execution: units, tokens and what is gathered.
 
     Raises:
       ValueError: more tokens than positions.
@@ -62,9 +57,7 @@ class ClipText(nn.Module):
     state = tokens_lib.TokenState(
       x=x, valid=text_mask, protected=is_end, readout=is_end
     )
-    state, aux = encoder_lib.Encoder(encoder, name="encoder")(
-      state, masks, probes, policy, estimator
-    )
+    state, aux = encoder_lib.Encoder(encoder, name="encoder")(state, execution)
     norm = nn.LayerNorm(epsilon=encoder.norm_eps, dtype="float32", name="norm")
     x = norm(state.x.astype(jnp.float32))
     chosen = state.readout.astype(jnp.float32)

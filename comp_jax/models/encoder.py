@@ -6,7 +6,7 @@ differ in where the LayerNorms stand.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import importance
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.models import blocks, specs
@@ -167,21 +168,15 @@ class Encoder(nn.Module):
   def __call__(
     self,
     state: tokens_lib.TokenState,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy: tokens_lib.TokenPolicy | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
     sources: tuple[blocks.Source, ...] = (),
   ) -> tuple[tokens_lib.TokenState, dict[str, Any]]:
     """The tokens after the last layer, and per-layer statistics.
 
     Args:
       state: tokens at the input, position embeddings included.
-      masks: {"attn": [l, u], "mlp": [l, m]}, and one for each of the layer's
-        `cross_names`.
-      probes: zeros like `masks`; with them the pass is tapped (taylor).
-      policy: token policy; None drops nothing.
-      estimator: what to gather.
+      execution: masks {"attn": [l, u], "mlp": [l, m]} and one for each of the
+        layer's `cross_names`, the token policy, what to gather.
       sources: tokens for each cross-attention; none skips them.
 
     Returns:
@@ -196,7 +191,9 @@ class Encoder(nn.Module):
     spec = self.spec
     if sources and (spec.norm_first or not spec.source_width):
       raise ValueError("cross-attention needs a post-norm encoder made for it")
-    policy = tokens_lib.TokenPolicy() if policy is None else policy
+    masks, probes = execution.masks, execution.probes
+    estimator = execution.estimator
+    policy = execution.policy or tokens_lib.TokenPolicy()
     if policy.keep is not None and len(policy.keep) != spec.depth:
       raise ValueError(
         f"{len(policy.keep)} static counts for {spec.depth} layers"

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import (
@@ -171,7 +172,7 @@ def _captured(spec, params, batch, policies, kinds):
     .apply(
       {"params": params},
       batch,
-      policies=policies,
+      execution_lib.Execution(policies=policies),
       mutable=["intermediates"],
       capture_intermediates=lambda module, _: isinstance(module, kinds),
     )

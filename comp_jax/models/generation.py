@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from comp_jax.core import execution as execution_lib
 from comp_jax.models import families, specs
 
 # Below every sum of log-probabilities, and still a number.
@@ -40,8 +41,7 @@ def write(
   batch: Mapping,
   prompt: Int[Array, "b p"],
   beam: Beam,
-  masks: Mapping | None = None,
-  policies: Mapping | None = None,
+  execution: execution_lib.Execution = execution_lib.DENSE,
 ) -> tuple[Int[Array, "b n"], Float[Array, " b"]]:
   """The best text of each example, and its mean log-probability per token.
 
@@ -52,8 +52,7 @@ def write(
     prompt: token ids that the texts begin with; the first one is taken for
       the decoder's `bos_id`.
     beam: how to look.
-    masks: hard masks or None.
-    policies: token policy of each tower, or None.
+    execution: masks and token policies.
 
   Returns:
     Ids that begin with the prompt and are 0 after [SEP].
@@ -62,7 +61,7 @@ def write(
   module, variables = families.module(spec), {"params": params}
   # Layers under a scan stack what they keep in front of the batch.
   axis = 1 if decoder.encoder.scan else 0
-  source = module.apply(variables, batch, masks, policies, method="read")
+  source = module.apply(variables, batch, execution, method="read")
   n, (b, start) = min(beam.max_length, decoder.max_length), prompt.shape
   ids = jnp.zeros((b, n), jnp.int32).at[:, :start].set(prompt)
   mask = jnp.broadcast_to(jnp.arange(n)[None] < start, (b, n))
@@ -71,7 +70,7 @@ def write(
     source,
     ids,
     mask,
-    masks,
+    execution,
     method="write",
     mutable=["cache", "seen"],
   )
@@ -87,7 +86,7 @@ def write(
       source,
       tokens[:, None],
       jnp.ones((len(tokens), 1), bool),
-      masks,
+      execution,
       position,
       method="write",
       mutable=["cache"],

@@ -1,7 +1,6 @@
 """What all models of a vision tower and of text towers share."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,8 +41,7 @@ class Family:
   """What tells one kind of model from another.
 
   Attributes:
-    model: spec -> module; (batch, masks, probes, policies, estimator) ->
-      (output, {tower: aux}).
+    model: spec -> module; (batch, execution) -> (output, {tower: aux}).
     macs: (spec, masks, counts) -> mean MACs of one example.
     alone: tower -> (method, inputs) that run it without the others; a tower
       that is not named needs the whole model.
@@ -174,28 +172,24 @@ def prunable(spec: specs.ModelSpec, family: Family) -> prunable_lib.Prunable:
 
   # Jitted, so that a stage that validates, bisects and trains traces it once
   # for each kind of call.
-  @functools.partial(jax.jit, static_argnums=5)
-  def forward(params, batch, masks, probes, policies, estimator):
-    return model.apply(
-      {"params": params}, batch, masks, probes, policies, estimator
-    )
+  @jax.jit
+  def forward(params, batch, execution):
+    return model.apply({"params": params}, batch, execution)
 
   @jax.jit
-  def whole_counts(params, batch, masks, policies):
+  def whole_counts(params, batch, execution):
     inputs = {name: batch[name] for name in family.inputs}
-    _, aux = forward(params, inputs, masks, None, policies, None)
+    _, aux = forward(params, inputs, execution)
     return {tower: aux[tower]["counts"] for tower in tokens.values()}
 
   def counts(tower):
     @jax.jit
-    def run(params, batch, masks, policies):
+    def run(params, batch, execution):
       method, inputs = family.alone[tower]
       _, aux = model.apply(
         {"params": params},
         *(batch[name] for name in inputs),
-        masks[tower],
-        None,
-        policies[tower],
+        execution.of(tower),
         method=method,
       )
       return aux["counts"]
@@ -240,5 +234,5 @@ def params_count(shapes: Mapping) -> int:
 
 
 def side(tree: Mapping | None, tower: str):
-  """A tower's part of masks, probes or policies."""
+  """A tower's part of the masks."""
   return None if tree is None else tree[tower]

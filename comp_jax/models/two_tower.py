@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Num
 
-from comp_jax.core import cost, importance
+from comp_jax.core import cost
+from comp_jax.core import execution as execution_lib
 from comp_jax.models import bert, clip_text, specs, towers, vit
 from comp_jax.models import macs as macs_lib
 
@@ -42,61 +42,43 @@ class TwoTower(nn.Module):
   def encode_image(
     self,
     image: Num[Array, "b s s 3"],
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy: Any = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[Float[Array, "b p"], dict]:
     """Unit image embeddings, and the vision tower's aux."""
-    pooled, aux = self.vision(image, masks, probes, policy, estimator)
+    pooled, aux = self.vision(image, execution)
     return unit(self.vision_projection(pooled)), aux
 
   def encode_text(
     self,
     text_ids,
     text_mask,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy: Any = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[Float[Array, "b p"], dict]:
     """Unit text embeddings, and the text tower's aux."""
-    pooled, aux = self.text(
-      text_ids, text_mask, masks, probes, policy, estimator
-    )
+    pooled, aux = self.text(text_ids, text_mask, execution)
     return unit(self.text_projection(pooled)), aux
 
   def __call__(
     self,
     batch: Mapping,
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policies: Mapping | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> tuple[dict[str, Array], dict[str, dict]]:
     """Embeddings of the pairs of a batch.
 
     Args:
       batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, n].
-      masks: {"vision": {...}, "text": {...}}, see `encoder.Encoder`.
-      probes: zeros like `masks` (taylor), or None.
-      policies: token policy of each tower.
-      estimator: what to gather for the parameter scores.
+      execution: units, tokens and what is gathered of the towers `vision` and
+        `text`.
 
     Returns:
       `image_embedding`, `text_embedding` and `logit_scale` (a factor), and
       {"vision": aux, "text": aux}.
     """
     images, vision_aux = self.encode_image(
-      batch["image"],
-      *(towers.side(tree, "vision") for tree in (masks, probes, policies)),
-      estimator,
+      batch["image"], execution.of("vision")
     )
     texts, text_aux = self.encode_text(
-      batch["text_ids"],
-      batch["text_mask"],
-      *(towers.side(tree, "text") for tree in (masks, probes, policies)),
-      estimator,
+      batch["text_ids"], batch["text_mask"], execution.of("text")
     )
     output = {
       "image_embedding": images,
@@ -160,8 +142,7 @@ def embed(
   model: nn.Module,
   params: Mapping,
   batch: Mapping,
-  masks: Mapping | None,
-  policies: Mapping | None,
+  execution: execution_lib.Execution,
 ) -> tuple[Float[Array, "b p"], Float[Array, "b c p"]]:
   """Image and caption embeddings of an evaluation batch.
 
@@ -169,26 +150,22 @@ def embed(
     model: a module with `encode_image` and `encode_text`.
     params: its weights.
     batch: `image` [b, s, s, 3], `text_ids` and `text_mask` [b, c, n].
-    masks: hard masks or None.
-    policies: token policy of each tower, or None.
+    execution: masks and token policies.
   """
   images, _ = model.apply(
     {"params": params},
     batch["image"],
-    towers.side(masks, "vision"),
-    None,
-    towers.side(policies, "vision"),
+    execution.of("vision"),
     method="encode_image",
   )
-  return images, captions(model, params, batch, masks, policies)
+  return images, captions(model, params, batch, execution)
 
 
 def captions(
   model: nn.Module,
   params: Mapping,
   batch: Mapping,
-  masks: Mapping | None,
-  policies: Mapping | None,
+  execution: execution_lib.Execution,
 ) -> Float[Array, "b c p"]:
   """The text half of `embed`."""
   b, c, n = batch["text_ids"].shape
@@ -196,9 +173,7 @@ def captions(
     {"params": params},
     batch["text_ids"].reshape(b * c, n),
     batch["text_mask"].reshape(b * c, n),
-    towers.side(masks, "text"),
-    None,
-    towers.side(policies, "text"),
+    execution.of("text"),
     method="encode_text",
   )
   return texts.reshape(b, c, -1)

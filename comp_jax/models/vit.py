@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from comp_jax.core import importance
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import tokens as tokens_lib
 from comp_jax.models import blocks, specs
 from comp_jax.models import encoder as encoder_lib
@@ -24,16 +23,13 @@ class Vit(nn.Module):
   def __call__(
     self,
     image: UInt8[Array, "b s s 3"] | Float[Array, "b s s 3"],
-    masks: Mapping | None = None,
-    probes: Mapping | None = None,
-    policy: tokens_lib.TokenPolicy | None = None,
-    estimator: importance.Estimator | None = None,
+    execution: execution_lib.TowerExecution = execution_lib.DENSE_TOWER,
   ) -> tuple[Float[Array, "b d"] | tokens_lib.TokenState, dict]:
     """What is read out, normalised, and the encoder's aux.
 
     Args:
       image: pixels: bytes, or floats that are normalised already.
-      masks: see `encoder.Encoder`, as are the others.
+      execution: units, tokens and what is gathered.
 
     Raises:
       ValueError: images of another size.
@@ -80,9 +76,7 @@ class Vit(nn.Module):
       protected=is_cls,
       readout=is_cls,
     )
-    state, aux = encoder_lib.Encoder(encoder, name="encoder")(
-      state, masks, probes, policy, estimator
-    )
+    state, aux = encoder_lib.Encoder(encoder, name="encoder")(state, execution)
     last = norm(name="norm")
     if spec.readout == "tokens":
       x = last(state.x.astype(jnp.float32)).astype(encoder.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from comp_jax.models import blocks, families, specs, towers, two_tower
+from comp_jax.models import blocks, families, specs, two_tower
 from comp_jax.tasks import momentum, outcomes, retrieval, task
 
 
@@ -54,7 +54,7 @@ def predict(spec: specs.RetrievalSpec) -> task.Predict:
   """
   module = families.module(spec)
 
-  def run(params, masks, policies, batch):
+  def run(params, execution, batch):
     apply = functools.partial(module.apply, {"params": params})
     if "tokens" in batch:
       index = batch["image_index"]
@@ -66,22 +66,14 @@ def predict(spec: specs.RetrievalSpec) -> task.Predict:
         source,
         batch["text_ids"],
         batch["text_mask"],
-        towers.side(masks, "text"),
-        None,
-        towers.side(policies, "text"),
+        execution.of("text"),
         method="read",
       )
       return logits[:, 1]
-    source, _ = apply(
-      batch["image"],
-      towers.side(masks, "vision"),
-      None,
-      towers.side(policies, "vision"),
-      method="look",
-    )
+    source, _ = apply(batch["image"], execution.of("vision"), method="look")
     return {
       "image": apply(source, method="embedded"),
-      "text": two_tower.captions(module, params, batch, masks, policies),
+      "text": two_tower.captions(module, params, batch, execution),
       "tokens": source.x,
       "valid": source.valid,
     }

@@ -36,12 +36,10 @@ def loss(
 def predict(spec: specs.CaptionSpec) -> task.Predict:
   """The ids [b, n] of captions, without their prompt, and scores [b]."""
 
-  def words(params, masks, policies, batch):
+  def words(params, execution, batch):
     prompt = batch["text_ids"][:, 0, :PROMPT_TOKENS]
     images = {"image": batch["image"]}
-    ids, score = generation.write(
-      spec, params, images, prompt, BEAM, masks, policies
-    )
+    ids, score = generation.write(spec, params, images, prompt, BEAM, execution)
     return ids[:, PROMPT_TOKENS:], score
 
   return words

@@ -85,10 +85,10 @@ def predict(spec: specs.MatchingSpec | specs.NlvrSpec) -> task.Predict:
   """Logits of evaluation batches, whose images have one sentence each."""
   forward = families.prunable(spec).forward
 
-  def logits(params, masks, policies, batch):
+  def logits(params, execution, batch):
     one = {key: batch[key][:, 0] for key in ("text_ids", "text_mask")}
     pairs = {"image": batch["image"], **one}
-    output, _ = forward(params, pairs, masks, None, policies, None)
+    output, _ = forward(params, pairs, execution)
     return output["logits"]
 
   return logits

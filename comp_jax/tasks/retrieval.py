@@ -152,8 +152,8 @@ def predict(spec: specs.TwoTowerSpec) -> task.Predict:
   """Image and caption embeddings of evaluation batches."""
   model = families.module(spec)
 
-  def embed(params, masks, policies, batch):
-    return two_tower.embed(model, params, batch, masks, policies)
+  def embed(params, execution, batch):
+    return two_tower.embed(model, params, batch, execution)
 
   return embed
 

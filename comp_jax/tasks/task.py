@@ -11,7 +11,7 @@ from comp_jax.data import pipelines, texts
 from comp_jax.models import specs
 from comp_jax.tasks import outcomes
 
-# (params, masks, policies, batch, *shared) -> arrays of an evaluation batch;
+# (params, execution, batch, *shared) -> arrays of an evaluation batch;
 # `shared` is what `Task.evaluate` gives beside a batch.
 Predict = Callable[..., Any]
 

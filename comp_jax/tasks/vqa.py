@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from comp_jax.core import execution as execution_lib
 from comp_jax.data import pipelines, texts
 from comp_jax.models import families, generation, specs
 from comp_jax.tasks import outcomes, task, vqa_score, writing
@@ -39,8 +40,7 @@ def rank(
   batch: Mapping,
   answers: tuple[Int[Array, "a m"], Bool[Array, "a m"]],
   best: int = 128,
-  masks: Mapping | None = None,
-  policies: Mapping | None = None,
+  execution: execution_lib.Execution = execution_lib.DENSE,
 ) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
   """The index of the likeliest of given answers to each question; its loss.
 
@@ -53,17 +53,16 @@ def rank(
     batch: `image`, `text_ids` and `text_mask`.
     answers: ids and mask; the first token of each stands for `bos_id`.
     best: answers that are compared whole.
-    masks: hard masks or None.
-    policies: token policy of each tower, or None.
+    execution: masks and token policies.
   """
   module, variables = families.module(spec), {"params": params}
-  source = module.apply(variables, batch, masks, policies, method="read")
+  source = module.apply(variables, batch, execution, method="read")
   ids, mask = answers
   b, k = len(source.x), min(best, len(ids))
   # What the answers read becomes keys and values once per question.
   begin = jnp.zeros((b, 1), jnp.int32), jnp.ones((b, 1), bool)
   logits, kept = module.apply(
-    variables, source, *begin, masks, method="write", mutable=["seen"]
+    variables, source, *begin, execution, method="write", mutable=["seen"]
   )
   _, chosen = jax.lax.top_k(logits[:, 0][:, ids[:, 1]], k)
   axis = 1 if spec.answer.encoder.scan else 0
@@ -71,7 +70,7 @@ def rank(
   source = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), source)
   ids, mask = (x[chosen.reshape(-1)] for x in (ids, mask))
   logits = module.apply(
-    {**variables, **kept}, source, ids, mask, masks, method="write"
+    {**variables, **kept}, source, ids, mask, execution, method="write"
   )
   losses, _ = writing.token_losses(logits, ids, mask)
   losses = jnp.sum(losses, axis=-1).reshape(b, k)
@@ -83,10 +82,10 @@ def rank(
 def predict(spec: specs.VqaSpec) -> task.Predict:
   """The ids [b, n] of answers that are written to questions; scores [b]."""
 
-  def answers(params, masks, policies, batch):
+  def answers(params, execution, batch):
     prompt = jnp.zeros((len(batch["image"]), 1), jnp.int32)
     return generation.write(
-      spec, params, _asked(batch), prompt, BEAM, masks, policies
+      spec, params, _asked(batch), prompt, BEAM, execution
     )
 
   return answers
@@ -95,10 +94,8 @@ def predict(spec: specs.VqaSpec) -> task.Predict:
 def choose(spec: specs.VqaSpec) -> task.Predict:
   """The index [b] and loss [b] of the likeliest of answers that are given."""
 
-  def likeliest(params, masks, policies, batch, *answers):
-    return rank(
-      spec, params, _asked(batch), answers, masks=masks, policies=policies
-    )
+  def likeliest(params, execution, batch, *answers):
+    return rank(spec, params, _asked(batch), answers, execution=execution)
 
   return likeliest
 

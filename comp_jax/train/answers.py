@@ -34,7 +34,7 @@ def answers(
     )
   # Nothing is measured: the split's answers may be unknown.
   job = evaluation.opened(config, loaded, [split], measured=False)
-  predict = job.evaluator.of(split, loaded.params, None, job.policies)
+  predict = job.evaluator.of(split, loaded.params, job.execution)
   batches = job.data.evaluation(split, config.evaluate.batch_size)
   answering = vqa.answers(task_lib.Options(**config.task.to_dict()))
   ids = (example["id"] for example in batches.examples())

@@ -7,6 +7,7 @@ import jax
 import ml_collections
 
 from comp_jax import errors
+from comp_jax.core import execution as execution_lib
 from comp_jax.data import tokenizers
 from comp_jax.interop import atomic, pretrained, store, warm_start
 from comp_jax.interop import load as load_lib
@@ -72,7 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
         objective,
         params,
         objective.memory.initial(params, jax.random.key(config.seed)),
-        None,
+        execution_lib.DENSE,
         schedule,
         data.train(config.train.batch_size, config.train.chunk),
         mesh=mesh,
@@ -94,7 +95,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
       recipe={"name": "dense", "config": setup.plain(config)},
     )
     evaluate = setup.Evaluator(task, spec, mesh)
-    found = evaluate(config, data, params, None, None)
+    found = evaluate(config, data, params)
     results = {split: each.metrics for split, each in found.items()}
     atomic.write_json(workdir / "metrics.json", results)
     return results

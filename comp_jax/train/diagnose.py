@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from comp_jax.core import diagnostics, importance
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
@@ -212,7 +213,8 @@ def _token_scorer(stage: stage_lib.Stage, gate: bool):
 
   @jax.jit
   def scorer(params, batch, masks):
-    _, aux = stage.prunable.forward(params, batch, masks, None, policies, None)
+    execution = execution_lib.Execution(masks=masks, policies=policies)
+    _, aux = stage.prunable.forward(params, batch, execution)
     return {tower: aux[tower]["scores"] for tower in stage.prunable.towers}
 
   return scorer
@@ -226,14 +228,11 @@ def _scorer(stage: stage_lib.Stage, gate: bool):
   @jax.jit
   def scorer(params, batch, masks):
     key = jax.random.key(0)
-    _, _, _, statistics = objective.gradients(
-      params,
-      objective.memory.initial(params, key),
-      batch,
-      masks,
-      policies,
-      recipe.estimator,
+    execution = execution_lib.Execution(
+      masks=masks, policies=policies, estimator=recipe.estimator
     )
+    memory = objective.memory.initial(params, key)
+    _, _, _, statistics = objective.gradients(params, memory, batch, execution)
     units = importance.comparable_scores(
       recipe.score,
       params,

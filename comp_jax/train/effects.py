@@ -61,12 +61,10 @@ class Effects(thresholds.Thresholds):
       select: arrays [chunks, c, ...]: forwards run chunk by chunk, the metric
         over all of them.
     """
-    policies = self.objective.policies(thetas)
+    execution = self.objective.execution(masks, thetas)
 
     def forward(batch):
-      output, aux = self.prunable.forward(
-        params, batch, masks, None, policies, None
-      )
+      output, aux = self.prunable.forward(params, batch, execution)
       return output, {tower: each["counts"] for tower, each in aux.items()}
 
     output, counts = jax.lax.map(forward, select)
@@ -114,7 +112,7 @@ class Effects(thresholds.Thresholds):
         for tower, old in start.thetas.items()
       }
       memory, loss, grads, gathered = self.objective.gradients(
-        params, memory, batch, masks, self.objective.policies(now), estimator
+        params, memory, batch, self.objective.execution(masks, now, estimator)
       )
       params, optimizer = step_lib.update(
         self.optimizer, params, optimizer, grads

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 import ml_collections
 
 from comp_jax import errors
+from comp_jax.core import execution as execution_lib
 from comp_jax.data import hidden, tokenizers
 from comp_jax.interop import store
 from comp_jax.tasks import outcomes
@@ -20,13 +21,13 @@ class Opened:
     config: of the data; its reported splits are those asked for.
     data: laid out as the model's task reads them.
     evaluator: the program, on the config's devices.
-    policies: the model's own token counts or thresholds, by tower.
+    execution: with the model's own token counts or thresholds.
   """
 
   config: ml_collections.ConfigDict
   data: inputs.Data
   evaluator: setup.Evaluator
-  policies: dict
+  execution: execution_lib.Execution
 
 
 def opened(
@@ -72,7 +73,7 @@ def opened(
     config=config,
     data=inputs.read_by(data, task, config.data.name),
     evaluator=setup.Evaluator(task, spec, mesh),
-    policies={tower: loaded.policies.get(tower) for tower in spec.towers},
+    execution=execution_lib.Execution(policies=loaded.policies),
   )
 
 
@@ -95,4 +96,4 @@ def evaluate(
     NotFinite: the model says NaN of an example.
   """
   job = opened(config, loaded, splits, hide=hide)
-  return job.evaluator(job.config, job.data, loaded.params, None, job.policies)
+  return job.evaluator(job.config, job.data, loaded.params, job.execution)

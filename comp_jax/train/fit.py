@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from comp_jax.core import execution as execution_lib
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import compiled, finite, metrics, preemption, sharding
 from comp_jax.train import rates as rates_lib
@@ -129,7 +130,7 @@ def fit(
   objective: step_lib.Objective,
   params: Mapping,
   memory: Any,
-  policies: Mapping | None,
+  execution: execution_lib.Execution,
   schedule: Schedule,
   batches: Callable[[int], Iterator[Mapping]],
   *,
@@ -148,7 +149,7 @@ def fit(
     objective: model and loss.
     params: weights to start from.
     memory: of the objective's task.
-    policies: token execution to train under, or None.
+    execution: token policies to train under.
     schedule: steps and rates.
     batches: start chunk -> iterator over [chunk, b, ...] batches.
     mesh: devices.
@@ -166,7 +167,7 @@ def fit(
 
   def chunk(state, stacked):
     def body(carry, batch):
-      return objective.advance(optimizer, carry, batch, None, policies)
+      return objective.advance(optimizer, carry, batch, execution)
 
     state, losses = jax.lax.scan(body, state, stacked)
     return state, (losses, finite.everywhere(state))

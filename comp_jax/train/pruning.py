@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from comp_jax.core import execution as execution_lib
 from comp_jax.interop import atomic, store, tensors
 from comp_jax.models import families
 from comp_jax.train import checkpoints as checkpoints_lib
@@ -87,8 +88,7 @@ def run(
       "dense",
       evaluate,
       job.dense.params,
-      job.stage.ones,
-      objective.policies(jax.device_get(job.stage.off)),
+      objective.execution(job.stage.ones, jax.device_get(job.stage.off)),
     )
 
     # Search.
@@ -113,13 +113,14 @@ def run(
     count("stage_step", found.compilations)
     state = found.state
     masks, thetas = jax.device_get((state.masks, state.thetas))
-    note("masked", evaluate, state.params, masks, objective.policies(thetas))
+    note("masked", evaluate, state.params, objective.execution(masks, thetas))
 
     # Compaction.
     small = compaction.compacted(job, state)
     evaluate_static = setup.Evaluator(job.task, small.spec, job.mesh)
     params = small.params
-    note("compacted", evaluate_static, params, None, small.static)
+    counted = execution_lib.Execution(policies=small.static)
+    note("compacted", evaluate_static, params, counted)
 
     # Fine-tuning of the small model.
     spare = job.plan.total - found.stages
@@ -142,7 +143,7 @@ def run(
         fine,
         params,
         fine.memory.renewed(state.memory, params),
-        policies,
+        execution_lib.Execution(policies=policies),
         schedule,
         job.data.train(
           config.finetune.batch_size,
@@ -172,13 +173,12 @@ def run(
         "seed": config.seed,
       },
     )
-    note("finetuned", evaluate_static, params, None, small.static)
+    note("finetuned", evaluate_static, params, counted)
     note(
       "finetuned_threshold",
       setup.Evaluator(job.task, small.spec, job.mesh),
       params,
-      None,
-      small.threshold,
+      execution_lib.Execution(policies=small.threshold),
     )
     threshold_macs = notes.once(
       "threshold_macs",
@@ -282,10 +282,8 @@ def _samples(job, state) -> dict[str, np.ndarray]:
   split = job.config.data.report_splits[-1]
   source = job.data.splits[split]
   batch = job.data.examples(split, min(SAMPLES, len(source)))
-  policies = job.stage.objective.policies(state.thetas)
-  _, aux = jax.jit(job.stage.prunable.forward, static_argnums=5)(
-    state.params, batch, state.masks, None, policies, None
-  )
+  execution = job.stage.objective.execution(state.masks, state.thetas)
+  _, aux = jax.jit(job.stage.prunable.forward)(state.params, batch, execution)
   images = batch["image"]
   texts = [source[i]["captions"][0] for i in range(len(images))]
   images = images.reshape(-1, *images.shape[-3:])

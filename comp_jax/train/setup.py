@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from comp_jax import errors
+from comp_jax.core import execution as execution_lib
 from comp_jax.data import tokenizers
 from comp_jax.interop import load as load_lib
 from comp_jax.interop import store, tensors
@@ -223,8 +224,7 @@ class Evaluator:
     config: ml_collections.ConfigDict,
     data: inputs.Data,
     params: Mapping,
-    masks: Mapping | None,
-    policies: Mapping | None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> dict[str, outcomes.Outcomes]:
     """The metrics of every reported split, and the outcomes of its examples.
 
@@ -233,7 +233,7 @@ class Evaluator:
     """
     size = config.evaluate.batch_size
     # Once, not for every split.
-    fixed = jax.device_put((params, masks, policies), self._whole)
+    fixed = jax.device_put((params, execution), self._whole)
     return {
       split: self._task.evaluate(
         self.of(split, *fixed), data.evaluation(split, size)
@@ -245,18 +245,16 @@ class Evaluator:
     self,
     split: str,
     params: Mapping,
-    masks: Mapping | None,
-    policies: Mapping | None,
+    execution: execution_lib.Execution = execution_lib.DENSE,
   ) -> Callable[..., Any]:
     """What the model says of an evaluation batch, on all devices.
 
     Args:
       split: of the batches, to name.
       params: weights.
-      masks: hard masks or None.
-      policies: token policy of each tower, or None.
+      execution: masks and token policies.
     """
-    fixed = jax.device_put((params, masks, policies), self._whole)
+    fixed = jax.device_put((params, execution), self._whole)
 
     def predict(batch, *shared):
       arrays = {key: batch[key] for key in batch.keys() - _ON_HOST}

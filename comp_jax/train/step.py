@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from comp_jax.core import execution as execution_lib
 from comp_jax.core import importance
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
@@ -50,14 +51,24 @@ class Objective:
       for tower, theta in thetas.items()
     }
 
+  def execution(
+    self,
+    masks: Mapping | None,
+    thetas: Mapping,
+    estimator: importance.Estimator | None = None,
+  ) -> execution_lib.Execution:
+    """Units by their masks, tokens by the rule at these thresholds."""
+    policies = self.policies(thetas)
+    return execution_lib.Execution(
+      masks=masks, policies=policies, estimator=estimator
+    )
+
   def gradients(
     self,
     params: Mapping,
     memory: Any,
     batch: Mapping,
-    masks: Mapping | None,
-    policies: Mapping | None,
-    estimator: importance.Estimator,
+    execution: execution_lib.Execution,
   ) -> tuple[Any, Float[Array, ""], Mapping, Mapping]:
     """Memory, loss, gradients and parameter-score statistics of one batch.
 
@@ -65,18 +76,15 @@ class Objective:
       params: weights.
       memory: of the task, before the step.
       batch: arrays [b, ...].
-      masks: soft masks, or None for a model without.
-      policies: token policies.
-      estimator: what to gather; `none` gathers zeros.
+      execution: soft masks, token policies, and what to gather: nothing but
+        zeros without an estimator.
 
     Returns:
       The memory after the step; the loss, gradients like `params`, statistics
       like `importance.empty(...).total`, all means over microbatches.
     """
     memory, batch, recalled = self.memory.recall(params, memory, batch)
-    part = lambda b: self._gradients(  # noqa: E731
-      params, b, recalled, masks, policies, estimator
-    )
+    part = lambda b: self._gradients(params, b, recalled, execution)  # noqa: E731
     if self.microbatches == 1:
       return memory, *part(batch)
     parts = jax.tree.map(
@@ -95,24 +103,21 @@ class Objective:
     optimizer: optax.GradientTransformation,
     carry: tuple,
     batch: Mapping,
-    masks: Mapping | None,
-    policies: Mapping | None,
+    execution: execution_lib.Execution,
   ) -> tuple[tuple, Float[Array, ""]]:
     """Weights, optimiser and memory after one step, and its loss."""
     params, state, memory = carry
-    memory, loss, grads, _ = self.gradients(
-      params, memory, batch, masks, policies, _NOTHING
-    )
+    memory, loss, grads, _ = self.gradients(params, memory, batch, execution)
     return (*update(optimizer, params, state, grads), memory), loss
 
-  def _gradients(self, params, batch, recalled, masks, policies, estimator):
-    groups = self.prunable.groups
-    tapped = estimator.kind == "taylor" and masks is not None
+  def _gradients(self, params, batch, recalled, execution):
+    groups, estimator = self.prunable.groups, execution.estimator or _NOTHING
+    tapped = estimator.kind == "taylor" and execution.masks is not None
     probes = masks_lib.ones(groups) if tapped else None
 
     def objective(params, probes):
       output, aux = self.prunable.forward(
-        params, batch, masks, probes, policies, estimator
+        params, batch, dataclasses.replace(execution, probes=probes)
       )
       return self.loss(output, batch, *recalled), aux
 

@@ -210,11 +210,10 @@ class Sweep:
         learning_rate=values["finetune_rate"],
         horizon=values["finetune_steps"],
       ).optimizer()
-      masks, thetas = frozen
-      policies = objective.policies(thetas)
+      execution = objective.execution(*frozen)
 
       def body(carry, batch):
-        return objective.advance(optimizer, carry, batch, masks, policies)
+        return objective.advance(optimizer, carry, batch, execution)
 
       own = _of_order(batches, values)
 

@@ -131,10 +131,9 @@ def run(
         raise fit.Interrupted("sweep")
       metrics = {}
       if not member.failed:
-        policies = job.stage.objective.policies(member.thetas)
-        weights = member.params, member.masks, policies
+        execution = job.stage.objective.execution(member.masks, member.thetas)
         try:
-          found = evaluate(config, data, *weights)
+          found = evaluate(config, data, member.params, execution)
           examples.write(workdir_lib.point(workdir, len(done)), found)
           metrics = {split: each.metrics for split, each in found.items()}
         except finite.NotFinite as error:

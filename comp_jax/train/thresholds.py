@@ -301,9 +301,9 @@ class Thresholds:
       return {tower: one(tower, old) for tower, old in state.thetas.items()}
 
     def excess(u):
-      policies = self.objective.policies(thetas_at(u))
+      execution = self.objective.execution(masks, thetas_at(u))
       counts = prunable.recounted(
-        known, moved, state.params, calibration, masks, policies
+        known, moved, state.params, calibration, execution
       )
       return self.macs(masks, counts) - shift - goal
 

@@ -172,12 +172,12 @@ def _gathered(stage, params, batches, estimator):
   """Statistics of the dense model over batches [t, b, ...]."""
   objective = stage.objective
   memory = objective.memory.initial(params, jax.random.key(0))
-  policies = objective.policies(stage.off)
+  execution = objective.execution(stage.ones, stage.off, estimator)
 
   def add(carry, batch):
     memory, total = carry
     memory, _, _, statistics = objective.gradients(
-      params, memory, batch, stage.ones, policies, estimator
+      params, memory, batch, execution
     )
     return (memory, total.add(statistics)), None
 

@@ -9,6 +9,7 @@ import pytest
 
 from comp_jax.core import compact, cost
 from comp_jax.core import masks as masks_lib
+from comp_jax.core.execution import Execution
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.models import families, specs, towers, two_tower
 
@@ -201,7 +202,7 @@ def test_macs_agree_with_xla_on_a_compact_model():
     output, _ = two_tower.TwoTower(small).apply(
       {"params": params},
       batch,
-      policies={t: TokenPolicy(keep=k) for t, k in keep.items()},
+      Execution(policies={t: TokenPolicy(keep=k) for t, k in keep.items()}),
     )
     return output
 

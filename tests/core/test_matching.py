@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from comp_jax.core import cost, matching, prunable, tokens
+from comp_jax.core.execution import TowerExecution
 from comp_jax.models import encoder as encoder_lib
 from comp_jax.models import specs
 
@@ -288,7 +289,9 @@ def test_merging_copies_changes_nothing():
   )
   params = module.init(jax.random.key(0), state)
   policy = tokens.TokenPolicy(theta=4.0, rule="tome", combine="match")
-  run = jax.jit(lambda policy: module.apply(params, state, policy=policy))
+  run = jax.jit(
+    lambda policy: module.apply(params, state, TowerExecution(policy=policy))
+  )
   dense, _ = run(None)
   out, aux = run(policy)
   assert aux["counts"].tolist() == [[9, 5, 3]]

@@ -7,6 +7,7 @@ import pytest
 
 from comp_jax.core import importance, tokens
 from comp_jax.core import masks as masks_lib
+from comp_jax.core.execution import Execution
 from comp_jax.models import families, specs, two_tower
 from tests.core import kit, reference
 
@@ -124,11 +125,14 @@ def _inputs():
   return params, masks
 
 
-def _policies():
-  return {
+def _execution(masks, probes, estimator):
+  policies = {
     "vision": tokens.TokenPolicy(theta=jnp.float32(0.9)),
     "text": tokens.TokenPolicy(theta=jnp.float32(0.8)),
   }
+  return Execution(
+    masks=masks, probes=probes, policies=policies, estimator=estimator
+  )
 
 
 def _loss(output):
@@ -148,7 +152,7 @@ def scanned():
 
   def loss(masks, probes, estimator):
     output, aux = model.apply(
-      {"params": params}, _batch(), masks, probes, _policies(), estimator
+      {"params": params}, _batch(), _execution(masks, probes, estimator)
     )
     return _loss(output), (output, aux)
 
@@ -222,10 +226,7 @@ def captured():
       output, aux = model.apply(
         {"params": unrolled},
         _batch(),
-        masks,
-        probes,
-        _policies(),
-        importance.Estimator(),
+        _execution(masks, probes, importance.Estimator()),
       )
     finally:
       importance.tap = original

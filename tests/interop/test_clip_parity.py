@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from comp_jax.core.execution import DENSE
 from comp_jax.interop import clip
 from comp_jax.models import families
 from comp_jax.tasks import retrieval
@@ -95,7 +96,7 @@ def test_the_contrastive_loss_and_its_gradient():
   forward = families.prunable(spec).forward
 
   def loss(params):
-    output, _ = forward(params, inputs, None, None, None, None)
+    output, _ = forward(params, inputs, DENSE)
     return retrieval.loss(output, inputs)
 
   ours, gradient = jax.jit(jax.value_and_grad(loss))(params)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from comp_jax.core.execution import Execution
 from comp_jax.models import families, specs
 
 VOCAB, LENGTH, SEP = 40, 12, 3
@@ -215,7 +216,10 @@ def forward(
   tree, inputs = jax.tree.map(jnp.asarray, (tree, inputs))
   # Not jitted: outside a `jit` each operation runs by itself.
   run = families.prunable(model).forward.__wrapped__
-  return run(tree, inputs, masks, probes, policies, estimator)
+  execution = Execution(
+    masks=masks, probes=probes, policies=policies, estimator=estimator
+  )
+  return run(tree, inputs, execution)
 
 
 apply = jax.jit(

@@ -10,6 +10,7 @@ import pytest
 from comp_jax.core import compact, importance
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
+from comp_jax.core.execution import Execution
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.models import (
   blip,
@@ -230,7 +231,7 @@ def test_a_dropped_image_token_is_gone_for_the_text():
   source, aux = model.apply(
     variables,
     jnp.asarray(BATCH["image"]),
-    policy=policies["vision"],
+    Execution(policies=policies).of("vision"),
     method="look",
   )
   assert not np.all(source.valid)
@@ -315,10 +316,11 @@ def test_cip_weighs_keys_by_image_tokens_and_queries_by_text_tokens():
   source, aux = model.apply(
     {"params": jax.tree.map(jnp.asarray, PARAMS)},
     jnp.asarray(BATCH["image"]),
-    masks["vision"],
-    probes["vision"],
-    None,
-    importance.Estimator(kind="taylor"),
+    Execution(
+      masks=masks,
+      probes=probes,
+      estimator=importance.Estimator(kind="taylor"),
+    ).of("vision"),
     method="look",
   )
   # CLS weighs 1, the patches share 1 by their score in the last layer.
@@ -381,7 +383,9 @@ def test_a_dropped_question_token_is_gone_for_the_answer():
   batch = jax.tree.map(jnp.asarray, BATCH)
   policies = {"vision": None, "text": TokenPolicy(theta=0.9)}
   module = blip_vqa.Vqa(model)
-  source, aux = module.apply(variables, batch, policies=policies, method="ask")
+  source, aux = module.apply(
+    variables, batch, Execution(policies=policies), method="ask"
+  )
   gone = batch["text_mask"] & ~source.valid
   assert np.any(gone)
   wild = dataclasses.replace(

@@ -9,6 +9,7 @@ import pytest
 
 from comp_jax.core import importance
 from comp_jax.core import masks as masks_lib
+from comp_jax.core.execution import Execution
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.models import blip_retrieval, families, specs, towers
 from tests.models import model_kit as kit
@@ -160,12 +161,12 @@ def test_wanda_takes_the_mean_over_both_readings():
   module = families.module(MODEL)
   variables = {"params": jax.tree.map(jnp.asarray, PARAMS)}
   texts = jnp.asarray(BATCH["text_ids"]), jnp.asarray(BATCH["text_mask"])
-  options = (masks["text"], None, None, estimator)
-  _, alone = module.apply(variables, *texts, *options, method="encode_text")
+  read = Execution(masks=masks, estimator=estimator).of("text")
+  _, alone = module.apply(variables, *texts, read, method="encode_text")
   source, _ = module.apply(
     variables, jnp.asarray(BATCH["image"]), method="look"
   )
-  _, looking = module.apply(variables, source, *texts, *options, method="read")
+  _, looking = module.apply(variables, source, *texts, read, method="read")
   close(moments["cross"], looking["moments"]["cross"])
   for name in ("attn", "mlp"):
     mean = (alone["moments"][name] + looking["moments"][name]) / 2

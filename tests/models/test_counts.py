@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from comp_jax.core import masks as masks_lib
+from comp_jax.core.execution import Execution
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.models import families
 from tests.models import model_kit as kit
@@ -22,12 +23,13 @@ def test_counts_are_those_of_the_whole_model_where_a_policy_moved(readout):
   policies = {
     tower: TokenPolicy(theta=jnp.float32(0.9)) for tower in spec.towers
   }
-  _, aux = model.forward(params, BATCH, masks, None, policies, None)
+  execution = Execution(masks=masks, policies=policies)
+  _, aux = model.forward(params, BATCH, execution)
   # Marks, which no pass could give.
   known = {t: jnp.full_like(aux[t]["counts"], -1) for t in model.towers}
   for flags in itertools.product([False, True], repeat=2):
     moved = dict(zip(model.towers, map(jnp.asarray, flags), strict=True))
-    found = model.recounted(known, moved, params, BATCH, masks, policies)
+    found = model.recounted(known, moved, params, BATCH, execution)
     assert found.keys() == known.keys()
     for tower, counts in found.items():
       if moved[tower]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from comp_jax.core import compact
+from comp_jax.core.execution import Execution
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.models import families, generation, towers
 from tests.models import model_kit as kit
@@ -22,15 +23,17 @@ BEAM = generation.Beam(width=3, max_length=8, min_length=4)
 )
 def _write(model, params, batch, masks, policies, beam=BEAM):
   prompt = jnp.tile(jnp.array([PROMPT]), (len(batch["image"]), 1))
-  return generation.write(model, params, batch, prompt, beam, masks, policies)
+  execution = Execution(masks=masks, policies=policies)
+  return generation.write(model, params, batch, prompt, beam, execution)
 
 
 @functools.partial(jax.jit, static_argnames="model", compiler_options=kit.FAST)
 def _all_logits(model, params, batch, ids, masks, policies):
   module, variables = families.module(model), {"params": params}
-  source = module.apply(variables, batch, masks, policies, method="read")
+  execution = Execution(masks=masks, policies=policies)
+  source = module.apply(variables, batch, execution, method="read")
   mask = jnp.ones(ids.shape, bool)
-  return module.apply(variables, source, ids, mask, masks, method="write")
+  return module.apply(variables, source, ids, mask, execution, method="write")
 
 
 def _reference(model, params, batch, masks, policies, beam=BEAM):

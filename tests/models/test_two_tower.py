@@ -11,6 +11,7 @@ import pytest
 from comp_jax.core import compact, importance
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import masks as masks_lib
+from comp_jax.core.execution import Execution
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.models import families, specs, towers, two_tower
 from tests.models import model_kit as kit
@@ -124,7 +125,9 @@ def test_no_threshold_and_live_masks_change_nothing():
   variables = {"params": kit.unrolled(params, model)}
   inputs = jax.tree.map(jnp.asarray, BATCH)
   plain, _ = flat.apply(variables, inputs)
-  output, _ = flat.apply(variables, inputs, masks, policies=policies)
+  output, _ = flat.apply(
+    variables, inputs, Execution(masks=masks, policies=policies)
+  )
   jax.tree.map(np.testing.assert_array_equal, output, plain)
   for tower in ("vision", "text"):
     counts = np.asarray(aux[tower]["counts"])

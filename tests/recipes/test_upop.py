@@ -136,12 +136,7 @@ def test_a_search_is_the_pseudo_code_stage_by_stage():
   def gradient(masks, batch):
     def loss(masks):
       output, _ = stage.prunable.forward(
-        now.params,
-        batch,
-        masks,
-        None,
-        stage.objective.policies(now.thetas),
-        None,
+        now.params, batch, stage.objective.execution(masks, now.thetas)
       )
       return retrieval.loss(output, batch)
 

@@ -217,13 +217,13 @@ def test_a_search_is_the_pseudo_code_mask_by_mask():
     families.initial_params(MODEL, 0), select, 0
   )
   macs = _named(groups, stage.prunable.unit_macs(now.masks, now.counts))
-  policies = stage.objective.policies(now.thetas)
+  thetas = now.thetas
 
   @jax.jit
   def advance(params, optimizer, masks, batch):
     def loss(params, masks):
       output, _ = stage.prunable.forward(
-        params, batch, masks, None, policies, None
+        params, batch, stage.objective.execution(masks, thetas)
       )
       return nlvr.TASK.loss(output, batch)
 

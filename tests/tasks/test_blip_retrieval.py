@@ -10,7 +10,7 @@ import pytest
 
 import comp_jax
 from comp_jax import errors
-from comp_jax.core import importance
+from comp_jax.core.execution import DENSE
 from comp_jax.models import blip_retrieval as model_lib
 from comp_jax.models import families
 from comp_jax.tasks import blip_retrieval, library, momentum, task
@@ -72,13 +72,8 @@ def test_three_steps_equal_torchs(tmp_path):
   spec, params = loaded.spec, loaded.params
   objective = _objective(spec)
   memory = objective.memory.initial(params, jax.random.key(0))
-  nothing = importance.Estimator(kind="none")
-  run = jax.jit(
-    lambda p, m, b: objective.gradients(p, m, b, None, None, nothing)
-  )
-  forward = jax.jit(
-    lambda p, b: objective.prunable.forward(p, b, None, None, None, None)[0]
-  )
+  run = jax.jit(lambda p, m, b: objective.gradients(p, m, b, DENSE))
+  forward = jax.jit(lambda p, b: objective.prunable.forward(p, b, DENSE)[0])
   optimizer = optax.sgd(RATE)
   trained = [p for p in model.parameters() if p.requires_grad]
   theirs = torch.optim.SGD(trained, lr=RATE)
@@ -151,7 +146,7 @@ def test_microbatches_compare_with_all_that_is_remembered():
     results.append(
       jax.jit(
         lambda p, m, b, objective=objective: objective.gradients(
-          p, m, b, None, None, importance.Estimator(kind="none")
+          p, m, b, DENSE
         )[1:3]
       )(params, memory, batch)
     )

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from comp_jax.core import importance
+from comp_jax.core.execution import DENSE
 from comp_jax.models import families
 from comp_jax.tasks import library, task
 from comp_jax.train import step
@@ -37,10 +37,7 @@ def test_three_steps_equal_torchs():
     prunable=families.prunable(spec), loss=todo.loss, memory=todo.memory(spec)
   )
   memory = objective.memory.initial(params, jax.random.key(0))
-  nothing = importance.Estimator(kind="none")
-  run = jax.jit(
-    lambda p, m, b: objective.gradients(p, m, b, None, None, nothing)
-  )
+  run = jax.jit(lambda p, m, b: objective.gradients(p, m, b, DENSE))
   ours, theirs = (
     optax.sgd(RATE),
     torch.optim.SGD(model.online.parameters(), lr=RATE),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from comp_jax.core.execution import Execution
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.data import pipelines, tokenizers
 from comp_jax.tasks import caption, caption_score, task, vqa, vqa_score
@@ -73,8 +74,9 @@ def test_rank_compares_the_best_first_tokens_whole():
   first = np.asarray(output["logits"])[:, 0, 0][:, ids[:, 1]]
   run = jax.jit(functools.partial(vqa.rank, MODEL), static_argnames="best")
   answers = jnp.asarray(ids), jnp.asarray(mask)
+  execution = Execution(policies=policies)
   for best in (4, 128):
-    found, loss = run(PARAMS, BATCH, answers, best=best, policies=policies)
+    found, loss = run(PARAMS, BATCH, answers, best=best, execution=execution)
     for i in range(3):
       chosen = np.argsort(-first[i], kind="stable")[:best]
       assert found[i] == chosen[np.argmin(losses[i][chosen])]

@@ -187,7 +187,7 @@ def test_answers_are_ranked(questions):
   params = jax.tree.map(np.array, job.dense.params)
   params["answer"]["output_bias"][ids[0, 1]] = 50.0
   evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
-  found = evaluate(c, job.data, params, None, None)["val"]
+  found = evaluate(c, job.data, params)["val"]
   # Of eight photos, three have its colour.
   assert found.metrics["accuracy"] == pytest.approx(3 / 8)
   usual = job.data.splits["train"].answers[0]

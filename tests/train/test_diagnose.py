@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from comp_jax.core import importance, tokens
+from comp_jax.core.execution import Execution
 from comp_jax.models import families
 from comp_jax.train import diagnose
 from tests.core import reference
@@ -83,8 +84,8 @@ def _token_scores(stage, params, batch, masks, gate):
   policies = {
     tower: tokens.TokenPolicy(gate=gate) for tower in stage.prunable.towers
   }
-  forward = jax.jit(stage.prunable.forward, static_argnums=(3, 5))
-  _, aux = forward(params, batch, masks, None, policies, None)
+  forward = jax.jit(stage.prunable.forward)
+  _, aux = forward(params, batch, Execution(masks=masks, policies=policies))
   return {tower: np.asarray(aux[tower]["scores"]) for tower in aux}
 
 
@@ -104,9 +105,13 @@ def test_ranks_move_by_what_the_masked_forward_shows(model):
   found = diagnose.ranks(stage, params, batch, (0.0, 0.5))
   assert list(found) == ["vision", "text"]
   moment = importance.Estimator(kind="wanda", cip=True)
-  forward = jax.jit(stage.prunable.forward, static_argnums=(3, 5))
+  forward = jax.jit(stage.prunable.forward)
   policies = {tower: tokens.TokenPolicy() for tower in found}
-  _, aux = forward(params, batch, stage.ones, None, policies, moment)
+  _, aux = forward(
+    params,
+    batch,
+    Execution(masks=stage.ones, policies=policies, estimator=moment),
+  )
   masks = {}
   for group in stage.prunable.groups:
     tower, name = group.name.split("/")
@@ -151,8 +156,12 @@ def test_influence_is_what_removing_one_unit_moves(model):
   }
   moment = importance.Estimator(kind="wanda", cip=True)
   policies = {tower: tokens.TokenPolicy() for tower in ("vision", "text")}
-  forward = jax.jit(stage.prunable.forward, static_argnums=(3, 5))
-  _, aux = forward(params, batch, stage.ones, None, policies, moment)
+  forward = jax.jit(stage.prunable.forward)
+  _, aux = forward(
+    params,
+    batch,
+    Execution(masks=stage.ones, policies=policies, estimator=moment),
+  )
   dense = _token_scores(stage, params, batch, stage.ones, True)["vision"]
   for index, first in ((0, 0), (1, 1)):
     group = stage.prunable.groups[index]

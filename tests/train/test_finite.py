@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from comp_jax.core.execution import DENSE
 from comp_jax.models import families
 from comp_jax.tasks import caption_score
 from comp_jax.train import (
@@ -68,7 +69,7 @@ def test_weights_that_the_last_step_spoilt_are_not_saved(tmp_path):
         stage.objective,
         families.initial_params(kit.spec(), 0),
         {},
-        None,
+        DENSE,
         fit.Schedule(steps=1, chunk=1, learning_rate=np.inf),
         single,
         mesh=sharding.make_mesh(jax.devices()[:1]),
@@ -91,4 +92,4 @@ def test_a_diverged_model_is_not_evaluated(request, monkeypatch, kind):
   broken = jax.tree.map(lambda x: x * np.nan, job.dense.params)
   evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
   with pytest.raises(finite.NotFinite, match="on split val are not finite"):
-    evaluate(c, job.data, broken, None, None)
+    evaluate(c, job.data, broken)

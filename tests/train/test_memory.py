@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from comp_jax.core.execution import DENSE
 from comp_jax.models import families
 from comp_jax.tasks import library, task
 from comp_jax.train import checkpoints, fit, metrics, sharding, step
@@ -45,7 +46,7 @@ def _fit(folder, *, devices=1, rules=sharding.REPLICATED, watch=None):
       objective,
       params,
       memory,
-      None,
+      DENSE,
       SCHEDULE,
       _batches,
       mesh=sharding.make_mesh(jax.devices()[:devices]),

@@ -8,6 +8,7 @@ import pytest
 
 from comp_jax.core import compact, groups, importance
 from comp_jax.core import prunable as prunable_lib
+from comp_jax.core.execution import Execution
 from comp_jax.recipes import library
 from comp_jax.train import fit, stage, step, thresholds
 
@@ -49,15 +50,15 @@ def make_prunable():
   )
   model = ResidualMlps()
 
-  def forward(params, batch, masks, probes, policies, estimator):
-    del policies
-    pick = lambda tree: None if tree is None else tree["net"]["mlp"]  # noqa: E731
+  def forward(params, batch, execution):
+    net, estimator = execution.of("net"), execution.estimator
+    pick = lambda tree: None if tree is None else tree["mlp"]  # noqa: E731
     reduce = "signed" if estimator is None else estimator.reduce
     output = model.apply(
       {"params": params["layers"]},
       batch["x"],
-      pick(masks),
-      pick(probes),
+      pick(net.masks),
+      pick(net.probes),
       reduce,
     )
     return output, {}
@@ -106,7 +107,7 @@ def test_a_model_of_ones_own_is_pruned_and_compacted():
   small = compact.slice_params(state.params, prunable.groups, state.masks)
   x = x[0, 0]
   masked, _ = prunable.forward(
-    state.params, {"x": x}, state.masks, None, None, None
+    state.params, {"x": x}, Execution(masks=state.masks)
   )
   for layer in range(LAYERS):
     weights = small[f"layers_{layer}"]

@@ -9,6 +9,7 @@ import textwrap
 import jax
 import pytest
 
+from comp_jax.core.execution import DENSE
 from comp_jax.models import families
 from comp_jax.train import (
   checkpoints,
@@ -100,7 +101,7 @@ def test_a_signal_in_the_last_chunk_stops_what_follows(tmp_path):
         stage.objective,
         families.initial_params(kit.spec(), 0),
         {},
-        None,
+        DENSE,
         fit.Schedule(steps=2, chunk=2, learning_rate=1e-3),
         kit.batches,
         mesh=sharding.make_mesh(jax.devices()[:1]),

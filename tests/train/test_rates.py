@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from comp_jax import errors
+from comp_jax.core.execution import DENSE
 from comp_jax.models import families
 from comp_jax.tasks import retrieval
 from comp_jax.train import fit, rates, step
@@ -30,7 +31,7 @@ def _change(params, rules):
   state = (params, optimizer.init(params), {})
   batch = jax.tree.map(lambda x: x[0], next(kit.batches(0)))
   (after, _, _), _ = jax.jit(
-    lambda state, batch: objective.advance(optimizer, state, batch, None, None)
+    lambda state, batch: objective.advance(optimizer, state, batch, DENSE)
   )(state, batch)
   return {
     jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(moved)
@@ -64,9 +65,7 @@ def test_a_frozen_tower_has_no_backward_pass(params):
 
     def gradients(trained, batch):
       return jax.grad(
-        lambda p: objective.loss(
-          prunable.forward(p, batch, None, None, None, None)[0], batch
-        )
+        lambda p: objective.loss(prunable.forward(p, batch, DENSE)[0], batch)
       )(trained)
 
     compiled = jax.jit(gradients).lower(params, batch).compile()

@@ -145,13 +145,11 @@ def alone(folder, member):
   spare = (PLAN.total - found.stages) * kit.STEPS
   schedule = dataclasses.replace(SCHEDULE, steps=SCHEDULE.steps + spare)
   tuner = schedule.optimizer()
-  policies = stage.objective.policies(state.thetas)
+  execution = stage.objective.execution(state.masks, state.thetas)
 
   @jax.jit
   def tune(carry, batch):
-    return stage.objective.advance(tuner, carry, batch, state.masks, policies)[
-      0
-    ]
+    return stage.objective.advance(tuner, carry, batch, execution)[0]
 
   tuned = state.params, tuner.init(state.params), state.memory
   source = tuning(member.seed)(0)

@@ -229,7 +229,8 @@ def optimizer(
 
 def part_steps(config: ml_collections.ConfigDict) -> int:
   """Steps whose batches go to the devices at once."""
-  return config.prune.chunk or config.prune.stage_steps
+  steps = config.prune.stage_steps
+  return min(config.prune.chunk or steps, steps)
 
 
 def _parts(config, recipe) -> int:

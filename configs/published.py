@@ -27,8 +27,8 @@ def get_config(ratio: str) -> ml_collections.ConfigDict:
   c.recipe.estimator = "wanda"
   c.prune.num_stages = 100
   c.prune.max_stages = 130
-  # Two such parts of a stage's batches lie on the devices: 3.5 GB of NLVR2's
-  # pairs, where those of a whole stage are 14 to 40 GB.
+  # Two such parts of a stage's batches lie on the devices: 3.6 GB of NLVR2's
+  # pairs, where those of a whole stage would be 14.5 GB at 0.7 (VQAv2's 45 GB).
   c.prune.chunk = 8
   c.prune.batch_size = 256
   c.prune.learning_rate = 1e-5
@@ -61,6 +61,7 @@ def set_phases(
 ) -> None:
   """Sets the lengths of search and fine-tuning: UPop's two equal phases.
 
+  The planned stages of the search are one of them, to a part of a stage each.
   A search that needs more than its planned stages takes them from fine-tuning,
   which gets those that were not needed: the sum is UPop's either way.
 
@@ -72,7 +73,7 @@ def set_phases(
   """
   distance = lambda p: abs(math.log((1 - p) / (1 - c.ratio)))  # noqa: E731
   phase = epochs[min(epochs, key=distance)] * steps
-  parts = phase // (c.prune.num_stages * c.prune.chunk)
+  parts = round(phase / (c.prune.num_stages * c.prune.chunk))
   c.prune.stage_steps = parts * c.prune.chunk
   stages = c.prune.warmup_stages + c.prune.max_stages
   c.finetune.steps = 2 * phase - stages * c.prune.stage_steps

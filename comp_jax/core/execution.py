@@ -60,13 +60,17 @@ class Execution:
 
   def of(self, tower: str) -> TowerExecution:
     """How a tower of the model is run."""
-    part = lambda tree: None if tree is None else tree[tower]  # noqa: E731
     return TowerExecution(
-      masks=part(self.masks),
-      probes=part(self.probes),
+      masks=part(self.masks, tower),
+      probes=part(self.probes, tower),
       policy=(self.policies or {}).get(tower),
       estimator=self.estimator,
     )
+
+
+def part(tree: Mapping | None, tower: str) -> Mapping | None:
+  """A tower's part of masks or probes, if there are any."""
+  return None if tree is None else tree[tower]
 
 
 DENSE, DENSE_TOWER = Execution(), TowerExecution()

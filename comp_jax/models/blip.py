@@ -106,8 +106,8 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  seen = towers.side(masks, "vision")
-  read = towers.side(masks, "text")
+  seen = execution_lib.part(masks, "vision")
+  read = execution_lib.part(masks, "text")
   vision = macs_lib.vision(spec.vision, seen, counts["vision"])
   text = macs_lib.text(spec.text, read, counts["text"])
   cross = macs_lib.cross(

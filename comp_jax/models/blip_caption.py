@@ -78,7 +78,7 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  seen, written = (towers.side(masks, tower) for tower in spec.towers)
+  seen, written = (execution_lib.part(masks, tower) for tower in spec.towers)
   images = counts["vision"]
   vision = macs_lib.vision(spec.vision, seen, images)
   text = macs_lib.decoder(spec.text, written, counts["text"], images[:, -1])

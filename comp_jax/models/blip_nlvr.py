@@ -88,8 +88,10 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  read, images = towers.side(masks, "text"), counts["vision"]
-  vision = macs_lib.vision(spec.vision, towers.side(masks, "vision"), images)
+  read, images = execution_lib.part(masks, "text"), counts["vision"]
+  vision = macs_lib.vision(
+    spec.vision, execution_lib.part(masks, "vision"), images
+  )
   text = macs_lib.text(spec.text, read, counts["text"])
   cross = macs_lib.cross(
     spec.text.encoder,

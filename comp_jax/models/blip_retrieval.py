@@ -165,7 +165,10 @@ def _both(alone: Mapping, looking: Mapping, b: int) -> dict[str, Any]:
 
 def _parts(spec, masks, counts) -> tuple:
   """Mean MACs: an image, a text alone, a text that looks at the image."""
-  seen, read = towers.side(masks, "vision"), towers.side(masks, "text")
+  seen, read = (
+    execution_lib.part(masks, "vision"),
+    execution_lib.part(masks, "text"),
+  )
   images, texts = counts["vision"], counts["text"]
   alone, looking = (texts[index::READINGS] for index in range(READINGS))
   vision = macs_lib.vision(spec.vision, seen, images)

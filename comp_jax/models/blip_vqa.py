@@ -118,7 +118,9 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  seen, asked, written = (towers.side(masks, tower) for tower in spec.towers)
+  seen, asked, written = (
+    execution_lib.part(masks, tower) for tower in spec.towers
+  )
   images, questions = counts["vision"], counts["text"]
   vision = macs_lib.vision(spec.vision, seen, images)
   text = macs_lib.text(spec.text, asked, questions)

@@ -231,8 +231,3 @@ def unrolled(
 def params_count(shapes: Mapping) -> int:
   """The number of parameters in a tree of shapes."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-
-
-def side(tree: Mapping | None, tower: str):
-  """A tower's part of the masks."""
-  return None if tree is None else tree[tower]

@@ -195,7 +195,10 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  seen, read = towers.side(masks, "vision"), towers.side(masks, "text")
+  seen, read = (
+    execution_lib.part(masks, "vision"),
+    execution_lib.part(masks, "text"),
+  )
   vision = macs_lib.vision(spec.vision, seen, counts["vision"])
   text = macs_lib.text(spec.text, read, counts["text"])
   widths = spec.vision.encoder.width + spec.text.encoder.width

@@ -61,7 +61,7 @@ def show(config: ml_collections.ConfigDict) -> None:
     "batches on the devices": (
       f"{_bytes(batches) / 2**20:.0f} MiB"
       # One part trains, another one is copied meanwhile.
-      + " twice" * (job.stage.settings.parts > 1)
+      + " twice" * (job.plan.parts > 1)
     ),
     "temporaries of a stage": f"{_temporaries(job, batches) / 2**20:.0f} MiB",
   }
@@ -89,12 +89,17 @@ def _batches(job: prepare.Job) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _temporaries(job: prepare.Job, batches) -> int:
-  """Bytes that the compiled stage needs beside its state and its batches."""
+  """Bytes that a stage needs beside its state and its batches."""
   stage, flag = job.stage, jax.ShapeDtypeStruct((), bool)
   state = jax.eval_shape(job.initial, job.dense.params, job.select)
-  if stage.settings.parts == 1:
-    lowered = jax.jit(stage).lower(state, batches, job.select, flag)
-  else:
-    cut = jax.eval_shape(stage.cut, state, None, job.select, flag)
-    lowered = jax.jit(stage.advance).lower(cut, batches)
-  return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+  programs = [(stage, (state, batches, job.select, flag))]
+  if job.plan.parts > 1:
+    choice = state, None, job.select, flag
+    cut = jax.eval_shape(stage.cut, *choice)
+    programs = [(stage.cut, choice), (stage.advance, (cut, batches))]
+  return max(
+    int(
+      jax.jit(run).lower(*given).compile().memory_analysis().temp_size_in_bytes
+    )
+    for run, given in programs
+  )

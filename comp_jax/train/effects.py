@@ -117,7 +117,8 @@ class Effects(thresholds.Thresholds):
       params, optimizer = step_lib.update(
         self.optimizer, params, optimizer, grads
       )
-      return (params, optimizer, memory, statistics.add(gathered)), loss
+      after = params, optimizer, memory, statistics.add(gathered)
+      return after, loss.astype(jnp.float32)
 
     steps = jnp.arange(length, dtype=jnp.float32)
     carry = (start.params, start.optimizer, start.memory, start.statistics)

@@ -13,7 +13,6 @@ from comp_jax.data import tokenizers
 from comp_jax.interop import store
 from comp_jax.models import families, specs
 from comp_jax.recipes import library
-from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.tasks import task as task_lib
 from comp_jax.train import (
   costs,
@@ -172,7 +171,6 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       calibration=min(config.prune.calibration, used),
       least_step=config.prune.least_step,
       cost=config.prune.cost,
-      parts=_parts(config, recipe),
     ),
     allowed=allowed,
     side_by_side=mesh.devices.flat[0].platform != "cpu",
@@ -188,6 +186,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       warmup_stages=config.prune.warmup_stages,
       max_stages=config.prune.max_stages,
       save_every=config.prune.save_every,
+      parts=_parts(config, stage),
     ),
     warnings=warnings,
     mesh=mesh,
@@ -233,7 +232,7 @@ def part_steps(config: ml_collections.ConfigDict) -> int:
   return min(config.prune.chunk or steps, steps)
 
 
-def _parts(config, recipe) -> int:
+def _parts(config, stage: stage_lib.Stage) -> int:
   """In how many parts the batches of a stage come."""
   steps, chunk = config.prune.stage_steps, part_steps(config)
   if steps % chunk:
@@ -241,8 +240,7 @@ def _parts(config, recipe) -> int:
       f"config.prune.chunk is {chunk}, which does not divide "
       f"config.prune.stage_steps, {steps}; 0 takes a stage's batches at once"
     )
-  weighs = recipe.schedule in recipe_lib.WEIGHING
-  if chunk < steps and weighs and config.prune.cost == "paired":
+  if chunk < steps and stage.paired:
     raise errors.UserError(
       "config.prune.cost=paired trains twice on the batches of a stage: they "
       "must be there at once (config.prune.chunk=0), or choose another cost"

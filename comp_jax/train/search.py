@@ -40,11 +40,13 @@ class Plan:
       up and gather the first scores.
     max_stages: pruning stages, at most.
     save_every: stages between checkpoints.
+    parts: in how many parts a stage's batches come to the devices.
   """
 
   warmup_stages: int = 1
   max_stages: int = 60
   save_every: int = 1
+  parts: int = 1
 
   @property
   def total(self) -> int:
@@ -61,7 +63,8 @@ class Result:
     probe: cold-start cost of each mode; empty where none was taken.
     stages: stages that ran, warm-up included.
     warnings: what a reader of its numbers must know, sentences.
-    compilations: of the stage function, in this process.
+    compilations: of the stage function, or of what trains its parts, in this
+      process.
     seconds: wall time of all stages, over all processes that ran them.
   """
 
@@ -96,7 +99,7 @@ def search(
     params: dense weights.
     plan: lengths.
     batches: first part of a stage, counted over all stages -> iterator over
-      [t, b, ...] batches, `stage.settings.parts` of them to a stage.
+      [t, b, ...] batches, `plan.parts` of them to a stage.
     select: validation examples [chunks, c, ...], on the host.
     mesh: devices.
     rules: where the state lives.
@@ -112,8 +115,8 @@ def search(
   split = sharding.batch_sharding(mesh, leading_axes=1)
   select = jax.device_put(select, split)
   abstract = jax.eval_shape(initial, params, select)
-  run = stepper.Stepper(stage, mesh, rules, abstract, select)
-  placed, parts = run.placed, stage.settings.parts
+  run = stepper.Stepper(stage, plan.parts, mesh, rules, abstract, select)
+  placed = run.placed
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
@@ -133,7 +136,7 @@ def search(
     history, costs = meta["history"], meta["probe"]
     spent = meta["seconds"]
   began = time.monotonic()
-  source = batches(first * parts)
+  source = batches(first * plan.parts)
   scalars = writer(first)
   progress = metrics.Progress(
     plan.total,
@@ -146,16 +149,13 @@ def search(
       warming = index < plan.warmup_stages
       if not warming and finished(history, target, due):
         break
-      stacked = run.batches(source)
       if index == plan.warmup_stages and needs_probe(stage):
-        state = probe(state, stacked if parts == 1 else None, select)
+        state = probe(state, run.whole(source), select)
         found = np.asarray(state.strategy.cost, np.float64)
         _check_scores(found, modes)
         costs = dict(zip(modes, found.tolist(), strict=True))
       stage_began = time.monotonic()
-      state, record = run(
-        state, stacked, source, select, jnp.asarray(not warming)
-      )
+      state, record = run(state, source, select, jnp.asarray(not warming))
       record = jax.device_get(record)
       start = index * len(record.losses)
       finite.check(record.losses, record.sound, start, "pruning")
@@ -301,7 +301,8 @@ def stage_row(
     "exhausted": named(record.exhausted, bool),
     "removable": named(record.removable, float),
     "thresholds": {t: float(v) for t, v in record.thetas.items()},
-    "loss": float(np.mean(record.losses)),
+    # One that stands still trains nothing.
+    "loss": float(np.mean(record.losses)) if pruned or warming else None,
     "seconds": seconds,
   }
 

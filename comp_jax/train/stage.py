@@ -155,25 +155,26 @@ class Stage(effects.Effects):
     )
 
   def advance(
-    self, cut: state_lib.Cut, batches: Mapping
+    self, cut: state_lib.Cut, batches: Mapping, parts: int = 1
   ) -> tuple[state_lib.Cut, Float[Array, " t"]]:
     """The cut after a part of the stage's training, and the losses.
 
     Args:
       cut: see `cut`, or advanced by earlier parts.
       batches: of all steps, or of the next part of them: [t, b, ...].
+      parts: in how many of them the stage's steps come.
     """
     length = jax.tree.leaves(batches)[0].shape[0]
-    start = dataclasses.replace(cut.state, masks=cut.masks)
 
     def train(start):
-      return self.train(
-        start, cut.marked, cut.thetas, batches, cut.step, self.settings.parts
-      )
+      return self.train(start, cut.marked, cut.thetas, batches, cut.step, parts)
 
     # A search that has arrived stands still, whatever its neighbours do.
     trained, losses = jax.lax.cond(
-      cut.running, train, lambda start: (start, jnp.zeros(length)), start
+      cut.running,
+      train,
+      lambda s: (s, jnp.zeros(length, jnp.float32)),
+      cut.start,
     )
     trained = dataclasses.replace(trained, masks=cut.state.masks)
     return dataclasses.replace(
@@ -191,8 +192,7 @@ class Stage(effects.Effects):
       select: validation examples [chunks, c, ...].
     """
     state, running = cut.state, cut.running
-    start = dataclasses.replace(state, masks=cut.masks)
-    masks = self.faded(start, cut.marked, 1.0)
+    masks = self.faded(cut.start, cut.marked, 1.0)
     metric, counts = self.validate(state.params, masks, cut.thetas, select)
     macs = self.macs(masks, counts)
     immediate_cost = mps.stage_cost(

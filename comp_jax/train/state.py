@@ -164,8 +164,8 @@ class Cut:
   """A stage that has chosen what goes, and trains while it fades.
 
   Attributes:
-    state: before the stage; its weights, optimiser, memory and statistics
-      advance with the training.
+    state: before the stage, but for the key and, under `lookahead`, the costs;
+      its weights, optimiser, memory and statistics advance with the training.
     masks: what the marked units fade from.
     marked: 1 for the units that go.
     thetas: token thresholds after the stage.
@@ -195,6 +195,11 @@ class Cut:
   immediate: Float[Array, ""]
   immediate_macs: Float[Array, ""]
   step: Int[Array, ""]
+
+  @property
+  def start(self) -> SearchState:
+    """The state that the stage trains, from masks that have not faded."""
+    return dataclasses.replace(self.state, masks=self.masks)
 
 
 def initial(

@@ -14,15 +14,16 @@ from comp_jax.train import state as state_lib
 class Stepper:
   """Runs stages; `compilations` counts how often their training was traced.
 
-  Where `stage.settings.parts` is 1 the batches of a stage go to the devices at
-  once and one program runs it. Else a part of them trains while the next one
-  is copied, and the choice, the training and the validation are programs of
-  their own: nothing waits for the host between them.
+  Batches that come at once go through one program. In parts, one of them trains
+  while the next one is copied; the choice, the training and the validation are
+  programs of their own then, and the host waits only so that no third part lies
+  on the devices.
   """
 
   def __init__(
     self,
     stage: stage_lib.Stage,
+    parts: int,
     mesh: jax.sharding.Mesh,
     rules: sharding.Rules,
     state: state_lib.SearchState,
@@ -32,17 +33,22 @@ class Stepper:
 
     Args:
       stage: the functions.
+      parts: in how many parts its batches come.
       mesh: devices.
       rules: where the state lives.
       state: shapes and types.
       select: validation examples [chunks, c, ...].
+
+    Raises:
+      ValueError: paired costs, which train on a stage's batches twice, and
+        batches in parts.
     """
-    self._parts = stage.settings.parts
+    self._parts, self._ahead = parts, None
     self._split = sharding.batch_sharding(mesh, leading_axes=1)
     self.placed, _ = sharding.tree_shardings(mesh, state, rules)
     placed, split = self.placed, self._split
     whole = sharding.replicated(mesh)
-    if self._parts == 1:
+    if parts == 1:
       self._run = compiled.Compiled(
         stage,
         in_shardings=(placed, split, split, whole),
@@ -50,9 +56,13 @@ class Stepper:
         donate_argnums=0,
       )
       return
+    if stage.paired:
+      raise ValueError("paired costs need all batches of a stage at once")
     flag = jax.ShapeDtypeStruct((), jnp.bool_)
     shapes = jax.eval_shape(stage.cut, state, None, select, flag)
     cut, _ = sharding.tree_shardings(mesh, shapes, rules)
+    # Its rules are about paths that begin at the state.
+    cut = dataclasses.replace(cut, state=placed)
     self._cut = jax.jit(
       lambda state, select, prune: stage.cut(state, None, select, prune),
       in_shardings=(placed, split, whole),
@@ -60,7 +70,7 @@ class Stepper:
       donate_argnums=0,
     )
     self._run = compiled.Compiled(
-      stage.advance,
+      lambda cut, batches: stage.advance(cut, batches, parts),
       in_shardings=(cut, split),
       out_shardings=(cut, whole),
       donate_argnums=0,
@@ -70,7 +80,7 @@ class Stepper:
       lambda state, rest, losses, select: stage.learn(
         dataclasses.replace(rest, state=state), jnp.concatenate(losses), select
       ),
-      in_shardings=(cut.state, _stateless(cut), whole, split),
+      in_shardings=(placed, _stateless(cut), whole, split),
       out_shardings=(placed, whole),
       donate_argnums=0,
     )
@@ -79,14 +89,17 @@ class Stepper:
   def compilations(self) -> int:
     return self._run.compilations
 
-  def batches(self, source: Iterator[Mapping]) -> Mapping:
-    """The next batches, on the devices: of a stage, or of a part of one."""
-    return jax.device_put(next(source), self._split)
+  def whole(self, source: Iterator[Mapping]) -> Mapping | None:
+    """The batches of the coming stage; None where they come in parts."""
+    if self._parts > 1:
+      return None
+    if self._ahead is None:
+      self._ahead = self._fetched(source)
+    return self._ahead
 
   def __call__(
     self,
     state: state_lib.SearchState,
-    batches: Mapping,
     source: Iterator[Mapping],
     select: Mapping,
     prune: jax.Array,
@@ -95,20 +108,23 @@ class Stepper:
 
     Args:
       state: before it; its buffers are given away.
-      batches: the first ones of the stage.
-      source: of the rest.
+      source: of batches [t, b, ...], on the host.
       select: validation examples [chunks, c, ...].
       prune: see `Stage.__call__`.
     """
     if self._parts == 1:
+      batches, self._ahead = self.whole(source), None
       return self._run(state, batches, select, prune)
     cut, losses = self._cut(state, select, prune), []
     for part in range(self._parts):
-      if part:
-        batches = self.batches(source)
-      cut, found = self._run(cut, batches)
+      if part > 1:
+        jax.block_until_ready(losses[part - 2])
+      cut, found = self._run(cut, self._fetched(source))
       losses.append(found)
     return self._learn(cut.state, _stateless(cut), losses, select)
+
+  def _fetched(self, source: Iterator[Mapping]) -> Mapping:
+    return jax.device_put(next(source), self._split)
 
 
 def _stateless(cut: state_lib.Cut) -> state_lib.Cut:

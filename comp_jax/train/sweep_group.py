@@ -66,7 +66,7 @@ def run(
   """
   ranges.check(config)
   members = [_member(config, point) for point in points]
-  config = ml_collections.ConfigDict(config)
+  config = config.copy_and_resolve_references()
   # A ratio of 0 is above any floor; that of each point is checked alone.
   config.ratio = 0.0
   # All members' stages are one program, which gets all of their batches.

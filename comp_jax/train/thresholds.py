@@ -40,7 +40,6 @@ class Settings:
     cost: what MPS learns: `eq8` (what a stage and its training cost),
       `immediate` (before its training) or `paired` (after it, against the
       same steps without the cut).
-    parts: in how many parts a stage's batches come to the devices.
   """
 
   dense_macs: float
@@ -50,7 +49,6 @@ class Settings:
   least_step: float = 0.1
   bisections: int = 12
   cost: str = "eq8"
-  parts: int = 1
 
   def __post_init__(self):
     if self.cost not in COSTS:

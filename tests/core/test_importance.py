@@ -1,7 +1,5 @@
 """Parameter importance against NumPy readings of Eq. 3 and 4."""
 
-import functools
-
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import importance, tokens
 from comp_jax.core import masks as masks_lib
+from comp_jax.core.execution import TowerExecution
 from comp_jax.models import encoder as encoder_lib
 from comp_jax.models import specs
 from tests.core import kit, reference
@@ -300,11 +299,11 @@ def test_encoder_scores_drops_and_moments_are_numpys(name):
     theta=jnp.float32(0.7), gate=gate, combine=combine
   )
   estimator = importance.Estimator(kind="wanda", cip=cip)
-  run = jax.jit(
-    functools.partial(module.apply, estimator=estimator),
-    compiler_options=kit.QUICK,
+  run = jax.jit(module.apply, compiler_options=kit.QUICK)
+  execution = TowerExecution(
+    masks=jax.tree.map(jnp.asarray, masks), policy=policy, estimator=estimator
   )
-  out, aux = run(params, state, jax.tree.map(jnp.asarray, masks), None, policy)
+  out, aux = run(params, state, execution)
 
   stacked = jax.tree.map(np.float64, params["params"]["layers"])
   layers = [jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(DEPTH)]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from comp_jax.core import token_rules, tokens
+from comp_jax.core.execution import TowerExecution
 from comp_jax.models import encoder as encoder_lib
 from comp_jax.models import specs
 from tests.core import reference
@@ -346,13 +347,13 @@ def _encoder():
 
 def test_static_counts_are_refused_where_they_cannot_work():
   module, params, state = _encoder()
-  policy = tokens.TokenPolicy(keep=(8, 8))
+  two = TowerExecution(policy=tokens.TokenPolicy(keep=(8, 8)))
   with pytest.raises(ValueError, match="2 static counts for 3 layers"):
-    jax.eval_shape(module.apply, params, state, None, None, policy)
+    jax.eval_shape(module.apply, params, state, two)
   scanned = encoder_lib.Encoder(dataclasses.replace(module.spec, scan=True))
-  policy = tokens.TokenPolicy(keep=(8, 8, 8))
+  three = TowerExecution(policy=tokens.TokenPolicy(keep=(8, 8, 8)))
   with pytest.raises(ValueError, match="unrolled"):
-    jax.eval_shape(scanned.init, jax.random.key(0), state, None, None, policy)
+    jax.eval_shape(scanned.init, jax.random.key(0), state, three)
 
 
 def test_a_head_that_is_gone_has_no_vote_under_any_policy():

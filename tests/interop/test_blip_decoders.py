@@ -7,6 +7,7 @@ import pytest
 
 import comp_jax
 from comp_jax import errors
+from comp_jax.core.execution import DENSE
 from comp_jax.interop import blip, export, load
 from comp_jax.models import families, generation, published, spec_json
 from comp_jax.tasks import caption, vqa
@@ -224,7 +225,7 @@ def test_losses_and_gradients_equal_torchs(case):
   @jax.jit
   def ours(params):
     def loss(params):
-      output, _ = run(params, inputs, None, None, None, None)
+      output, _ = run(params, inputs, DENSE)
       return LOSSES[task](output, inputs)
 
     return jax.value_and_grad(loss)(params)

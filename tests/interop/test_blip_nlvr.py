@@ -10,6 +10,7 @@ import pytest
 import comp_jax
 from comp_jax.core import compact
 from comp_jax.core import masks as masks_lib
+from comp_jax.core.execution import DENSE
 from comp_jax.core.tokens import TokenPolicy
 from comp_jax.interop import blip, blip_towers, load
 from comp_jax.models import families, presets, published, spec_json, towers
@@ -90,7 +91,7 @@ def test_gradients_equal_torchs(model, loaded, batch):
   @jax.jit
   def gradients(params):
     def loss(params):
-      output, _ = run(params, inputs, None, None, None, None)
+      output, _ = run(params, inputs, DENSE)
       log_p = jax.nn.log_softmax(output["logits"])
       return -jnp.mean(log_p[jnp.arange(3), labels])
 

@@ -21,8 +21,8 @@ def test_hidden_units_are_what_eq_3_sums(readout):
   params, batch = model_kit.params(spec), model_kit.batch()
   prunable = families.prunable(spec, min_neurons=4)
   plain = importance.Estimator(kind="wanda", cip=False)
-  _, expected = jax.jit(prunable.forward, static_argnums=5)(
-    params, batch, None, None, None, plain
+  _, expected = jax.jit(prunable.forward)(
+    params, batch, Execution(estimator=plain)
   )
   aux, hidden = jax.jit(families.hidden_units, static_argnums=0)(
     spec, params, batch

@@ -46,12 +46,12 @@ def test_a_chunk_that_select_cannot_fill(config):
 
 
 def test_a_stage_comes_in_whole_parts(config):
-  assert prepare.prepare(config).stage.settings.parts == 1
+  assert prepare.prepare(config).plan.parts == 1
   config.prune.stage_steps, config.prune.chunk = 6, 2
   assert prepare.part_steps(config) == 2
-  assert prepare.prepare(config).stage.settings.parts == 3
+  assert prepare.prepare(config).plan.parts == 3
   config.prune.chunk = 7
-  assert prepare.prepare(config).stage.settings.parts == 1
+  assert prepare.prepare(config).plan.parts == 1
   config.prune.chunk = 4
   with pytest.raises(errors.UserError, match="chunk is 4, which does not div"):
     prepare.prepare(config)

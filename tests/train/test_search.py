@@ -146,10 +146,14 @@ def same_choices(found, whole):
   assert jnp.mean(away) < 2e-6
 
 
-def test_batches_that_come_in_parts_change_no_choice(whole, tmp_path):
-  stage = make_stage()
-  settings = dataclasses.replace(stage.settings, parts=kit.STEPS)
-  stage = dataclasses.replace(stage, settings=settings)
+def test_batches_that_come_in_parts_change_no_choice(
+  whole, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(sharding, "_SMALL", 0)
+  monkeypatch.setattr(
+    "tests.train.test_search.PLAN",
+    dataclasses.replace(PLAN, parts=kit.STEPS),
+  )
 
   def parts(start):
     first, done = divmod(start, kit.STEPS)
@@ -158,15 +162,23 @@ def test_batches_that_come_in_parts_change_no_choice(whole, tmp_path):
         yield {k: v[step : step + 1] for k, v in batches.items()}
       done = 0
 
+  options = {"devices": 4, "rules": sharding.FULLY_SHARDED, "batches": parts}
   with pytest.raises(fit.Interrupted):
-    run(tmp_path, stage=stage, batches=parts, watch=Watch(2))
-  found = run(tmp_path, stage=stage, batches=parts)
+    run(tmp_path, watch=Watch(2), **options)
+  found = run(tmp_path, **options)
   # One program for all parts of all stages.
   assert found.compilations == whole.compilations == 1
   same_choices(found, whole)
   for row, other in zip(found.history, whole.history, strict=True):
     assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
     assert row["metric"] == pytest.approx(other["metric"], abs=1e-4)
+
+
+def test_paired_costs_need_all_batches_of_a_stage(monkeypatch, tmp_path):
+  plan = dataclasses.replace(PLAN, parts=2)
+  monkeypatch.setattr("tests.train.test_search.PLAN", plan)
+  with pytest.raises(ValueError, match="all batches of a stage at once"):
+    run(tmp_path, stage=kit.make_stage(cost="paired"))
 
 
 @pytest.mark.parametrize(

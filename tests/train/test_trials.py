@@ -46,13 +46,11 @@ def test_damage_is_what_the_search_would_mark_and_validate(model, monkeypatch):
   for name, cip in (("Wanda, CIP", True), ("Wanda", False)):
     estimator = importance.Estimator(kind="wanda", cip=cip)
     moments = [
-      jax.jit(stage.objective.gradients, static_argnums=5)(
+      jax.jit(stage.objective.gradients)(
         params,
         None,
         jax.tree.map(lambda x, i=i: x[i], batches),
-        stage.ones,
-        stage.objective.policies(stage.off),
-        estimator,
+        stage.objective.execution(stage.ones, stage.off, estimator),
       )[3]
       for i in range(kit.STEPS)
     ]

@@ -106,8 +106,7 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  seen = execution_lib.part(masks, "vision")
-  read = execution_lib.part(masks, "text")
+  seen, read = (execution_lib.part(masks, tower) for tower in spec.towers)
   vision = macs_lib.vision(spec.vision, seen, counts["vision"])
   text = macs_lib.text(spec.text, read, counts["text"])
   cross = macs_lib.cross(

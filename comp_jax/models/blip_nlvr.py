@@ -88,10 +88,9 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  read, images = execution_lib.part(masks, "text"), counts["vision"]
-  vision = macs_lib.vision(
-    spec.vision, execution_lib.part(masks, "vision"), images
-  )
+  seen, read = (execution_lib.part(masks, tower) for tower in spec.towers)
+  images = counts["vision"]
+  vision = macs_lib.vision(spec.vision, seen, images)
   text = macs_lib.text(spec.text, read, counts["text"])
   cross = macs_lib.cross(
     spec.text.encoder,

@@ -165,10 +165,7 @@ def _both(alone: Mapping, looking: Mapping, b: int) -> dict[str, Any]:
 
 def _parts(spec, masks, counts) -> tuple:
   """Mean MACs: an image, a text alone, a text that looks at the image."""
-  seen, read = (
-    execution_lib.part(masks, "vision"),
-    execution_lib.part(masks, "text"),
-  )
+  seen, read = (execution_lib.part(masks, tower) for tower in spec.towers)
   images, texts = counts["vision"], counts["text"]
   alone, looking = (texts[index::READINGS] for index in range(READINGS))
   vision = macs_lib.vision(spec.vision, seen, images)

@@ -195,10 +195,7 @@ def macs(
   Returns:
     A traced scalar, or a float for NumPy counts without masks.
   """
-  seen, read = (
-    execution_lib.part(masks, "vision"),
-    execution_lib.part(masks, "text"),
-  )
+  seen, read = (execution_lib.part(masks, tower) for tower in spec.towers)
   vision = macs_lib.vision(spec.vision, seen, counts["vision"])
   text = macs_lib.text(spec.text, read, counts["text"])
   widths = spec.vision.encoder.width + spec.text.encoder.width

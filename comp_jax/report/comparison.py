@@ -106,7 +106,8 @@ def compare(
     split: of the data; by default the one that reports quote first.
     metric: likewise.
     reference: the method that differences are taken from, or the recipe of
-      only one; by default comp, or the only other form of CoMP where none is.
+      only one; by default comp, or the only other form of CoMP where none is,
+      as its recipe has it if it is there.
 
   Raises:
     UserError: no run has the metric on the split; the reference may be any of
@@ -208,6 +209,9 @@ def _reference(methods: Set[str], wanted: str | None) -> str:
     return wanted
   meant = {wanted} if wanted else {"comp", *FORMS}
   found = sorted(method for method in methods if recipe(method) in meant)
+  if not wanted and "comp" not in methods:
+    # As its recipe has it, before what a config changed of it.
+    found = [method for method in found if method == recipe(method)] or found
   if len(found) == 1:
     return found[0]
   if wanted and found:

@@ -104,6 +104,16 @@ def test_a_reference_is_meant_by_its_recipe(tmp_path, make):
   assert _cells(tmp_path, reference="comp_wanda")[1].reference == "comp_wanda"
 
 
+def test_a_form_of_comp_goes_before_what_a_config_changed_of_it(tmp_path, make):
+  for name, changed in (("whole", {}), ("part", {"cip": False})):
+    report = kit.with_recall(make(0, "comp_wanda"), 0.3)
+    named = {"name": "comp_wanda", **changed}
+    kit.save(tmp_path / name, report, recipe=named)
+  cells, result = _cells(tmp_path)
+  assert set(cells) == {"comp_wanda", "comp_wanda (cip=False)"}
+  assert result.reference == "comp_wanda"
+
+
 def test_a_ratio_may_have_a_budget_of_its_own(tmp_path, make):
   """As the paper's epochs do; at one ratio all runs have the same."""
   for ratio, stages in ((0.5, 11), (0.85, 20), (0.85, 21)):

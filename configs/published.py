@@ -15,6 +15,10 @@ import ml_collections
 
 from configs import common
 
+# Most steps whose batches go to the devices at once. Two such parts of NLVR2's
+# pairs are 3.6 GB; a whole stage of them is 15 GB at 0.7, of VQAv2 up to 45 GB.
+_CHUNK = 8
+
 
 def get_config(ratio: str) -> ml_collections.ConfigDict:
   c = common.get_config()
@@ -27,9 +31,6 @@ def get_config(ratio: str) -> ml_collections.ConfigDict:
   c.recipe.estimator = "wanda"
   c.prune.num_stages = 100
   c.prune.max_stages = 130
-  # Two such parts of a stage's batches lie on the devices: 3.6 GB of NLVR2's
-  # pairs, where those of a whole stage would be 14.5 GB at 0.7 (VQAv2's 45 GB).
-  c.prune.chunk = 8
   c.prune.batch_size = 256
   c.prune.learning_rate = 1e-5
   c.prune.clip = 0.0
@@ -41,7 +42,7 @@ def get_config(ratio: str) -> ml_collections.ConfigDict:
   c.finetune.clip = 0.0
   c.finetune.decay = "all"
   c.finetune.warmup = 0
-  c.finetune.chunk = 8
+  c.finetune.chunk = _CHUNK
   c.finetune.save_every = 60
   # The paper's execution; the static counts of the deployed model are measured
   # beside it.
@@ -61,7 +62,6 @@ def set_phases(
 ) -> None:
   """Sets the lengths of search and fine-tuning: UPop's two equal phases.
 
-  The planned stages of the search are one of them, to a part of a stage each.
   A search that needs more than its planned stages takes them from fine-tuning,
   which gets those that were not needed: the sum is UPop's either way.
 
@@ -73,8 +73,12 @@ def set_phases(
   """
   distance = lambda p: abs(math.log((1 - p) / (1 - c.ratio)))  # noqa: E731
   phase = epochs[min(epochs, key=distance)] * steps
-  parts = round(phase / (c.prune.num_stages * c.prune.chunk))
-  c.prune.stage_steps = parts * c.prune.chunk
+  least = phase // c.prune.num_stages
+  # Of the two nearest lengths of a stage the one that comes in larger parts.
+  c.prune.chunk, c.prune.stage_steps = max(
+    (max(part for part in range(1, _CHUNK + 1) if length % part == 0), length)
+    for length in (least, least + 1)
+  )
   stages = c.prune.warmup_stages + c.prune.max_stages
   c.finetune.steps = 2 * phase - stages * c.prune.stage_steps
 

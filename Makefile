@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Bytecode is made at the first import, of the few modules that are imported.
+# Bytecode is made at the first import, of the few modules that are imported; where
+# it is switched off, each of the many processes of the tests makes it anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 # Whole modules, which share what is slow to make, in the order of conftest.py.
 TWO := -n 2 --dist loadscope --no-loadscope-reorder

@@ -5,6 +5,7 @@ module of the user's own needs its forward pass, its group table and its MACs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,7 @@ class Prunable:
     # One pass serves all towers where one of them needs the others.
     return jax.lax.cond(jnp.any(jnp.stack(needing)), together, apart)
 
+  @functools.partial(jax.jit, static_argnums=0)
   def removable(
     self,
     masks: Mapping,

@@ -207,7 +207,8 @@ def prunable(spec: specs.ModelSpec, family: Family) -> prunable_lib.Prunable:
     forward=forward,
     tower_counts={tower: counts(tower) for tower in alone},
     whole_counts=whole_counts,
-    macs=lambda masks, counts: family.macs(spec, masks, counts),
+    # Traced once, though a stage asks for it dozens of times.
+    macs=jax.jit(lambda masks, counts: family.macs(spec, masks, counts)),
     rows={"vision": spec.images, "text": spec.readings},
   )
 

@@ -172,11 +172,16 @@ def fit(
     state, losses = jax.lax.scan(body, state, stacked)
     return state, (losses, finite.everywhere(state))
 
-  state = (params, optimizer.init(params), memory)
-  placed, _ = sharding.tree_shardings(mesh, state, rules)
+  start = (params, jax.eval_shape(optimizer.init, params), memory)
+  placed, _ = sharding.tree_shardings(mesh, start, rules)
   split = sharding.batch_sharding(mesh, leading_axes=1)
   # A copy: the caller's weights must survive the donation.
-  state = jax.device_put(jax.tree.map(jnp.copy, state), placed)
+  params, memory = jax.device_put(
+    (params, memory), (placed[0], placed[2]), may_alias=False
+  )
+  # Its moments begin where they live, never whole on one device.
+  moments = jax.jit(optimizer.init, out_shardings=placed[1])(params)
+  state = (params, moments, memory)
   restored = checkpoints.restore_latest(abstract(state))
   first = 0
   if restored is not None:

@@ -130,7 +130,10 @@ def search(
   history, costs, first, spent = [], {}, 0, 0.0
   restored = checkpoints.restore_latest(abstract)
   if restored is None:
-    state = jax.jit(initial, out_shardings=placed)(params, select)
+    # The weights go straight to where they live, never whole to each device.
+    state = jax.jit(
+      initial, in_shardings=(placed.params, split), out_shardings=placed
+    )(params, select)
   else:
     first, state, meta = restored
     history, costs = meta["history"], meta["probe"]

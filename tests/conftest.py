@@ -10,9 +10,9 @@ import types
 # Before the first import of JAX, so that XLA reads them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Each device runs the loops of both towers at once, in whatever order, and each
-# waits in its collectives for those of the other devices. With a thread per core,
-# XLA's default, two cores and eight devices can wait for each other for ever.
+# Each device runs the loops of both towers at once, in any order, and each loop
+# waits in its collectives for those of the other devices. With a thread per
+# core, XLA's default, eight devices of two cores can wait for ever.
 os.environ.setdefault("NPROC", "32")
 # Programs run once or twice here: compiling them well costs more than it saves.
 # The last flag halves it again; XLA aborts at one that it does not know.

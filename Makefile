@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 # it is switched off, each of the many processes of the tests makes it anew.
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
-# Whole modules, which share what is slow to make, in the order of conftest.py.
-TWO := -n 2 --dist loadscope --no-loadscope-reorder
+# Whole modules, which share what is slow to make, in the order of conftest.py. A
+# worker that crashes ends the run: pytest would wait for it for ever.
+TWO := -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: demo test test-slow pretrained clean
 

@@ -1,6 +1,5 @@
 """Settings of every test: eight devices, checked shapes, no silent repairs."""
 
-import gc
 import importlib.metadata
 import os
 import pathlib
@@ -13,7 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Each device runs the loops of both towers at once, in any order, and each loop
 # waits in its collectives for those of the other devices. With a thread per
 # core, XLA's default, eight devices of two cores can wait for ever.
-os.environ.setdefault("NPROC", "32")
+os.environ.setdefault("NPROC", "16")
 # Programs run once or twice here: compiling them well costs more than it saves.
 # The last flag halves it again; XLA aborts at one that it does not know.
 os.environ.setdefault(
@@ -58,9 +57,3 @@ jaxtyping.install_import_hook("comp_jax", f"{_checker.__name__}.check")
 def pytest_collection_modifyitems(items):
   """The long modules first: no worker is left alone with one at the end."""
   items.sort(key=lambda item: item.path.parent.name not in ("train", "cli"))
-
-
-def pytest_collection_finish():
-  """What was imported stays: garbage is sought among what tests leave."""
-  gc.freeze()
-  gc.set_threshold(20_000, 20, 50)

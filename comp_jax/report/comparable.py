@@ -71,20 +71,22 @@ def gather(
 def named(members: Sequence[runs.Run]) -> list[runs.Run]:
   """The runs with their methods.
 
-  What all of them changed is not named, nor the stages that most have.
+  What all of them changed is not named, nor the stages that most have at a
+  ratio.
   """
   settings = [(*run.settings, run.stages) for run in members]
   shared = set().union(*(_common(kind) for kind in zip(*settings, strict=True)))
-  cuts = collections.Counter(tuple(run.stages.items()) for run in members)
-  for usual, _ in cuts.most_common(1):
-    shared |= set(usual)
+  cuts = collections.defaultdict(collections.Counter)
+  for run in members:
+    cuts[run.ratio][tuple(run.stages.items())] += 1
   named = []
   for run, kinds in zip(members, settings, strict=True):
+    ((usual, _),) = cuts[run.ratio].most_common(1)
     listed = [
       f"{key}={value}"
       for kind in kinds
       for key, value in (kind or {}).items()
-      if (key, value) not in shared
+      if (key, value) not in shared | set(usual)
     ]
     method = run.report["recipe"]
     method += f" ({', '.join(listed)})" if listed else ""

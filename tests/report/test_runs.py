@@ -139,6 +139,23 @@ def test_a_search_may_be_cut_into_stages_of_its_own(tmp_path, make):
   assert "prune.steps in all is 60, not 48" in out.reason
 
 
+def test_the_usual_stages_are_those_of_a_ratio(tmp_path, make):
+  """A higher ratio may need more of them, whatever the recipe."""
+  for index, (ratio, most) in enumerate(
+    [(0.7, 11), (0.7, 11), (0.7, 11), (0.85, 20), (0.85, 20)]
+  ):
+    report = {
+      **make(index, "uniform" if index == 1 else "comp"),
+      "ratio": ratio,
+    }
+    kit.save(tmp_path / str(index), report, prune={"max_stages": most})
+  models, left_out = comparable.gather([tmp_path])
+  (members,) = models.values()
+  assert not left_out
+  found = {(run.ratio, run.method) for run in members}
+  assert found == {(0.7, "comp"), (0.7, "uniform"), (0.85, "comp")}
+
+
 def test_runs_of_another_dense_model_are_left_out(tmp_path, make):
   """A dense model that was trained again has the same path."""
   for index, (digest, more) in enumerate(

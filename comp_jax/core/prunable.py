@@ -120,7 +120,7 @@ class Prunable:
       counts: tokens of each tower.
       policy: the token rule.
     """
-    unit_macs = self.unit_macs(masks, counts)
+    now, unit_macs = jax.value_and_grad(self.macs)(masks, counts)
     left = dict.fromkeys(self.modes, jnp.zeros((), jnp.float32))
     for group in self.groups:
       live = jnp.sum(groups_lib.leaf(masks, group.name) > 0, axis=-1)
@@ -128,7 +128,6 @@ class Prunable:
       each = groups_lib.leaf(unit_macs, group.name)[:, 0]
       spare = jnp.maximum(live - group.floor, 0)
       left[group.mode] = left[group.mode] + jnp.sum(each * spare)
-    now = self.macs(masks, counts)
     for mode, tower in self.token_modes.items():
       lowest = floor_counts(counts[tower], self.protected[tower], policy)
       left[mode] = now - self.macs(masks, {**counts, tower: lowest})

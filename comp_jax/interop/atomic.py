@@ -43,11 +43,17 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     temporary.write_text(text, encoding="utf-8")
 
 
-def to_json(value: Any) -> str:
-  """Returns deterministic JSON: sorted keys, two spaces, a last newline."""
-  return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+def to_json(value: Any, sort_keys: bool = True) -> str:
+  """Returns JSON with two spaces and a last newline.
+
+  Equal values give equal bytes, unless the order of the keys has a meaning.
+  """
+  text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False)
+  return text + "\n"
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes one JSON file atomically; equal values give equal bytes."""
-  write_text(path, to_json(value))
+def write_json(
+  path: str | os.PathLike, value: Any, sort_keys: bool = True
+) -> None:
+  """Writes one JSON file atomically; see `to_json`."""
+  write_text(path, to_json(value, sort_keys))

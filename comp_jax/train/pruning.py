@@ -273,7 +273,8 @@ class Notes:
 
   def _keep(self, key: str, value: Any) -> Any:
     self._values[key] = value
-    atomic.write_json(self._path, self._values)
+    # Metrics stay in their task's order: the first is the one to quote.
+    atomic.write_json(self._path, self._values, sort_keys=False)
     return value
 
 

@@ -8,10 +8,34 @@ import numpy as np
 import pytest
 
 from comp_jax.tasks import retrieval
-from comp_jax.train import compiled, effects
+from comp_jax.train import compiled, effects, search
 from tests.train import kit
 
 ON, OFF = jnp.asarray(True), jnp.asarray(False)
+TWO = ("vision_params", "language_params")
+
+
+def paired_stage(recipe="comp"):
+  return kit.make_stage(recipe, allowed=TWO, cost="paired")
+
+
+@pytest.fixture(scope="module")
+def paired():
+  """A stage that learns paired costs, and its probe: compiled once for all."""
+  stage = paired_stage()
+  return compiled.Compiled(stage), jax.jit(stage.probe)
+
+
+@pytest.fixture(scope="module")
+def warm(paired):
+  """The state after a warm-up stage, its record, and the next batches."""
+  run, _ = paired
+  source = kit.batches(0)
+  return *run(initial(), next(source), kit.select(), OFF), next(source)
+
+
+def initial():
+  return kit.initial(paired_stage())
 
 
 def test_a_metric_of_comparisons_hides_no_diverged_output():
@@ -26,11 +50,9 @@ def test_a_metric_of_comparisons_hides_no_diverged_output():
     assert np.isnan(metric), name
 
 
-def test_a_paired_cost_is_against_the_same_steps_without_the_cut():
-  stage = kit.make_stage(allowed=("vision_params",), ratio=0.3, cost="paired")
-  run, source = compiled.Compiled(stage), kit.batches(0)
-  select = kit.select()
-  state, warm_up = run(kit.initial(stage), next(source), select, OFF)
+def test_a_paired_cost_is_against_the_same_steps_without_the_cut(paired, warm):
+  (run, _), (state, warm_up, batches) = paired, warm
+  stage, select = paired_stage(), kit.select()
   # A warm-up is the steps without the cut.
   np.testing.assert_allclose(warm_up.metric_uncut, warm_up.metric, rtol=1e-6)
   # Tokens that are dropped already come and go while the weights train.
@@ -45,30 +67,27 @@ def test_a_paired_cost_is_against_the_same_steps_without_the_cut():
     counts=counts,
     macs=stage.macs(state.masks, counts),
   )
-  batches = next(source)
   uncut, _ = run(state, batches, select, OFF)
   after, record = run(state, batches, select, ON)
   np.testing.assert_allclose(record.metric_uncut, uncut.metric, rtol=1e-6)
+  for warming, told in ((False, float(uncut.metric)), (True, None)):
+    row = search.stage_row(1, jax.device_get(record), stage, warming, 0.0)
+    assert row["metric_uncut"] == pytest.approx(told, rel=1e-6)
   assert float(uncut.metric) != float(record.metric_before)
   assert float(uncut.macs) != float(record.macs_before)
-  paired = (uncut.metric - after.metric) / (uncut.macs - after.macs)
-  np.testing.assert_allclose(record.cost, paired, rtol=1e-3)
+  paired_cost = (uncut.metric - after.metric) / (uncut.macs - after.macs)
+  np.testing.assert_allclose(record.cost, paired_cost, rtol=1e-3)
   assert float(after.strategy.cost[int(record.mode)]) == float(record.cost)
   assert run.compilations == 1
 
 
-def test_first_costs_are_of_the_kind_that_is_learnt():
+def test_first_costs_are_of_the_kind_that_is_learnt(paired, warm):
   """Trial steps are trained too: a mode costs what its stage then costs."""
-  stage = kit.make_stage(allowed=("language_params",), cost="paired")
-  run, source = compiled.Compiled(stage), kit.batches(0)
-  select = kit.select()
-  state, _ = run(kit.initial(stage), next(source), select, OFF)
-  batches = next(source)
-  probed = jax.jit(stage.probe)(state, batches, select)
+  (run, probe), (state, _, batches) = paired, warm
+  probed = probe(state, batches, kit.select())
   kit.same_bits(probed.params, state.params)
-  mode = stage.prunable.modes.index("language_params")
-  first = float(probed.strategy.cost[mode])
-  _, record = run(state, batches, select, ON)
+  _, record = run(probed, batches, kit.select(), ON)
+  first = float(probed.strategy.cost[int(record.mode)])
   assert abs(first - float(record.immediate_cost)) > 0.1
   np.testing.assert_allclose(first, record.cost, rtol=1e-3)
 
@@ -89,40 +108,35 @@ def test_trials_side_by_side_cost_what_they_cost_in_turn():
   assert costs(wide)[-1] == 0 and (costs(wide)[:-1] != 0).all()
 
 
-def test_lookahead_tries_and_learns_paired_costs():
-  two = ("vision_params", "language_params")
-  stage = kit.make_stage("comp_lookahead", allowed=two, cost="paired")
-  run, source = compiled.Compiled(stage), kit.batches(0)
-  select = kit.select()
-  state, _ = run(kit.initial(stage), next(source), select, OFF)
-  batches = next(source)
-  trained = np.asarray(
-    jax.jit(stage.probe)(state, batches, select).strategy.cost
-  )
-  _, record = run(state, batches, select, ON)
+def test_lookahead_tries_and_learns_paired_costs(paired, warm):
+  (_, probe), (state, _, batches) = paired, warm
+  trained = np.asarray(probe(state, batches, kit.select()).strategy.cost)
+  stage = paired_stage("comp_lookahead")
+  run = compiled.Compiled(stage)
+  _, record = run(state, batches, kit.select(), ON)
   mode = int(record.mode)
-  (other,) = {stage.prunable.modes.index(m) for m in two} - {mode}
+  (other,) = {stage.prunable.modes.index(m) for m in TWO} - {mode}
   np.testing.assert_allclose(record.costs[other], trained[other], rtol=1e-3)
   np.testing.assert_allclose(record.cost, trained[mode], rtol=1e-3)
   np.testing.assert_allclose(record.costs[mode], trained[mode], rtol=1e-3)
 
 
 def test_a_trial_whose_macs_came_back_is_priced_before_its_training(
-  monkeypatch,
+  paired, warm, monkeypatch
 ):
-  modes, select = ("vision_tokens",), kit.select()
-  stage = kit.make_stage(allowed=modes, cost="paired")
-  plain = kit.make_stage(allowed=modes, cost="immediate")
-  state, batches = kit.initial(stage), next(kit.batches(0))
-  mode = stage.prunable.modes.index("vision_tokens")
+  (_, probe), (state, _, batches) = paired, warm
+  mode = paired_stage().prunable.modes.index("language_params")
 
-  def first(stage):
-    return jax.jit(stage.probe)(state, batches, select).strategy.cost[mode]
+  def first(probe):
+    return probe(state, batches, kit.select()).strategy.cost[mode]
 
-  before = first(plain)
-  assert first(stage) != before
+  plain = kit.make_stage(allowed=TWO, cost="immediate")
+  before = first(jax.jit(plain.probe))
+  assert first(probe) != before
   monkeypatch.setattr(effects, "STAYED", 10.0)
-  np.testing.assert_allclose(first(stage), before, rtol=1e-5)
+  np.testing.assert_allclose(
+    first(jax.jit(paired_stage().probe)), before, rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize("schedule", ["round_robin", "together"])

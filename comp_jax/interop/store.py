@@ -165,6 +165,7 @@ def save(
         "format": FORMAT,
         "spec": spec_json.to_dict(spec),
         "policies": {t: _policy_to_dict(p) for t, p in policies.items()},
+        "sha256": tensors_lib.digest(params),
       }
     ),
     TOKENIZER: tokenizer_json,
@@ -225,6 +226,12 @@ def load(path: str | os.PathLike) -> Loaded:
     ) from error
   params, _ = tensors_lib.load_params(path / PARAMS)
   tensors_lib.check_tree(params, shapes, str(path / PARAMS))
+  # Folders of older versions have none.
+  if about.get("sha256", found := tensors_lib.digest(params)) != found:
+    raise errors.UserError(
+      f"{path / PARAMS}: not the numbers that {SPEC} was written with (their"
+      " SHA-256 is another one); fetch or make the model again"
+    )
   _read_json(path / TOKENIZER)
   return Loaded(
     spec=spec,

@@ -14,8 +14,6 @@ from safetensors import numpy as safetensors_numpy
 from comp_jax import errors
 from comp_jax.interop import atomic
 
-_LISTED = 20  # Mismatches that an error spells out before it only counts.
-
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the leaves of a nested dict under their '/'-joined paths."""
@@ -124,13 +122,10 @@ def check_tree(
       problems.append(f"{key}: {found[key]}, the model has {wanted[key]}")
   if not problems:
     return
-  listed = "; ".join(problems[:_LISTED])
-  if len(problems) > _LISTED:
-    listed += f"; and {len(problems) - _LISTED} more"
   raise errors.UserError(
     f"{where}: a checkpoint of another architecture, {len(problems)} of "
-    f"{len(found.keys() | wanted.keys())} arrays do not fit: {listed}. Use the "
-    "config that it was made with, or another checkpoint"
+    f"{len(found.keys() | wanted.keys())} arrays do not fit. Use the config "
+    f"that it was made with, or another checkpoint: {'; '.join(problems)}"
   )
 
 

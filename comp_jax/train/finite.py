@@ -49,11 +49,45 @@ def problem(
 
 
 def check(
-  losses: Float[np.ndarray, " t"], sound: Any, first_step: int, what: str
+  losses: Float[np.ndarray, " t"],
+  sound: Any,
+  first_step: int,
+  what: str,
+  state: Any,
 ) -> None:
-  """Raises NotFinite where there is a `problem`, before anything is saved."""
+  """Raises NotFinite where there is a `problem`, before anything is saved.
+
+  Args:
+    losses: of each step.
+    sound: whether everything after the last step is finite.
+    first_step: number of the first of them.
+    what: name of the phase.
+    state: what is there after the last step, to say where it is broken.
+  """
   if found := problem(losses, sound, first_step, what):
     raise NotFinite(
-      f"{found}; the last good checkpoint is kept: lower the learning "
-      "rate and start again in another workdir"
+      f"{found}{_places(state)}; checkpoints from before are kept: lower the "
+      "learning rate and start again in another workdir"
     )
+
+
+def first(tree: Any) -> tuple[str, int]:
+  """The path of the first array that is not finite, and how many are not.
+
+  On the host, for a message; ("", 0) where all is well.
+  """
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    and not np.isfinite(np.asarray(leaf)).all()
+  ]
+  return (paths or [""])[0], len(paths)
+
+
+def _places(state: Any) -> str:
+  """Where a state is broken, as the end of a sentence."""
+  path, count = first(state)
+  if not count:
+    return ""
+  return f" ({path}" + (f" and {count - 1} other arrays)" if count > 1 else ")")

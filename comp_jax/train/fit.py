@@ -208,7 +208,8 @@ def fit(
       state, found = run(state, stacked)
       losses, sound = jax.device_get(found)
       start = index * schedule.chunk
-      finite.check(losses, sound, start, what)
+      named = dict(zip(("params", "optimizer"), state, strict=False))
+      finite.check(losses, sound, start, what, named)
       done = (index + 1) * schedule.chunk
       for step, loss in enumerate(losses):
         scalars.write(start + step, {f"{what}/loss": loss})

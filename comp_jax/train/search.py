@@ -161,7 +161,7 @@ def search(
       state, record = run(state, source, select, jnp.asarray(not warming))
       record = jax.device_get(record)
       start = index * len(record.losses)
-      finite.check(record.losses, record.sound, start, "pruning")
+      finite.check(record.losses, record.sound, start, "pruning", state)
       seconds = time.monotonic() - stage_began
       row = stage_row(index, record, stage, warming, seconds)
       history.append(row)

@@ -87,8 +87,8 @@ def load_dense(
     field: where the config names it.
 
   Raises:
-    UserError: missing, corrupt, compact already, or of another architecture
-      (every mismatch is listed).
+    UserError: missing, corrupt, not finite, compact already, or of another
+      architecture (every mismatch is listed).
   """
   if not path:
     raise errors.UserError(
@@ -96,7 +96,16 @@ def load_dense(
       "the `model` folder that train.py wrote"
     )
   size = config.model.image_size
-  loaded = load_lib.load(path, image_size=size)
+  try:
+    loaded = load_lib.load(path, image_size=size)
+  except errors.UserError as error:
+    raise errors.UserError(f"config.{field}: {error}") from error
+  broken, count = finite.first(loaded.params)
+  if count:
+    raise errors.UserError(
+      f"config.{field}: {path} holds numbers that are not finite, in {count} "
+      f"of its arrays, the first {broken}; give a model that did not diverge"
+    )
   if loaded.tokenizer_json in ("", "{}"):
     raise errors.UserError(
       f"{path} brings no tokenizer: put its tokenizer.json into the folder, or "
@@ -111,7 +120,7 @@ def load_dense(
   if config.model.preset:
     wanted = _with_positions(new_spec(config, tokenizer), loaded.spec)
     shapes = families.param_shapes(wanted)
-    tensors.check_tree(loaded.params, shapes, path)
+    tensors.check_tree(loaded.params, shapes, f"config.{field}: {path}")
   if loaded.spec.vision.image_size != size:
     raise errors.UserError(
       f"config.model.image_size is {size}, the model of {path} "

@@ -165,16 +165,30 @@ def _refuse_foreign(path: pathlib.Path) -> None:
   except OSError as error:
     raise _unwritable(path, error) from error
   # A run killed in its first moments leaves these two kinds of file only.
-  foreign = [
+  held = [
     name
     for name in names
     if name != _LOCK and not name.startswith(f".{CONFIG}.tmp.")
   ]
-  if foreign and CONFIG not in foreign:
-    raise errors.UserError(
-      f"{path}: not a workdir of ours (it holds {foreign[0]!r} and no "
-      f"{CONFIG}); use a new or empty --workdir"
-    )
+  if not held or (CONFIG in held and _ours(path / CONFIG)):
+    return
+  what = f"{held[0]!r} and no {CONFIG}"
+  if CONFIG in held:
+    what = f"a {CONFIG} of something else"
+  raise errors.UserError(
+    f"{path}: not a workdir of ours (it holds {what}); use a new or empty "
+    "--workdir"
+  )
+
+
+def _ours(file: pathlib.Path) -> bool:
+  """Whether a `config.json`, a common name, may be that of a run."""
+  try:
+    stored = json.loads(file.read_text(encoding="utf-8"))
+  except (ValueError, OSError):
+    return True  # What it is instead is `open_workdir`'s to tell.
+  # Of a version that named no program, a config has a seed at least.
+  return isinstance(stored, dict) and bool(stored.keys() & {PROGRAM, "seed"})
 
 
 def _check_writable(path: pathlib.Path) -> None:

@@ -239,6 +239,19 @@ def test_a_corrupt_file_is_named(folder, file, how):
   _refused(folder, str(folder / file))
 
 
+def test_a_flipped_bit_is_noticed(folder):
+  """A file's form does not tell: the model would load, and answer wrongly."""
+  path = folder / store.PARAMS
+  content = bytearray(path.read_bytes())
+  content[-100] ^= 1
+  path.write_bytes(content)
+  _refused(folder, str(path), "SHA-256")
+  about = json.loads((folder / store.SPEC).read_text())
+  del about["sha256"]  # As older versions wrote it.
+  (folder / store.SPEC).write_text(json.dumps(about))
+  comp_jax.load(folder)
+
+
 def test_other_shapes_are_all_listed(folder):
   path = folder / store.PARAMS
   arrays = safetensors_numpy.load_file(path)

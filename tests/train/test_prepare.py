@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from comp_jax import errors
 from comp_jax.cli import configs
+from comp_jax.interop import store
 from comp_jax.train import prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -129,7 +132,8 @@ def test_a_batch_that_the_devices_cannot_share(config):
 
 def test_a_missing_checkpoint(config, tmp_path):
   config.checkpoint = str(tmp_path / "nothing")
-  with pytest.raises(errors.UserError, match="nothing: no such folder"):
+  missing = "config.checkpoint: .*nothing: no such folder"
+  with pytest.raises(errors.UserError, match=missing):
     prepare.prepare(config)
   config.checkpoint = ""
   with pytest.raises(errors.UserError, match="config.checkpoint is empty"):
@@ -143,6 +147,26 @@ def test_a_corrupt_checkpoint(config, tmp_path):
   (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
   config.checkpoint = str(folder)
   with pytest.raises(errors.UserError, match="model.safetensors"):
+    prepare.prepare(config)
+
+
+def test_a_checkpoint_that_holds_nan_is_refused_before_anything(
+  config, tmp_path
+):
+  dense = store.load(ROOT / config.checkpoint)
+  params = jax.tree.map(np.array, dense.params)
+  params["text"]["embedding_norm"]["bias"][3] = np.nan
+  config.checkpoint = str(tmp_path / "model")
+  store.save(
+    config.checkpoint,
+    params=params,
+    spec=dense.spec,
+    policies={},
+    tokenizer_json=dense.tokenizer_json,
+    recipe={},
+  )
+  told = "not finite, in 1 of its arrays, the first text/embedding_norm/bias"
+  with pytest.raises(errors.UserError, match=told):
     prepare.prepare(config)
 
 

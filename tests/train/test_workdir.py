@@ -72,6 +72,18 @@ def test_foreign_folders_are_refused_and_left_alone(tmp_path):
   assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
+def test_a_config_of_something_else_is_left_alone(tmp_path):
+  """A folder of Hugging Face has a file of this name."""
+  (tmp_path / "config.json").write_text('{"model_type": "blip"}')
+  for use in (
+    lambda: workdir.open_workdir(tmp_path, _CONFIG, "prune.py"),
+    lambda: workdir.lock(tmp_path).__enter__(),
+  ):
+    with pytest.raises(errors.UserError, match="config.json of something else"):
+      use()
+  assert os.listdir(tmp_path) == ["config.json"]
+
+
 def test_a_run_killed_before_its_config_can_begin_again(tmp_path):
   (tmp_path / ".lock").touch()
   (tmp_path / ".config.json.tmp.abc").touch()

@@ -267,8 +267,10 @@ def figures(
     out.append("<h2>Where the model looks</h2>\n")
     out.append(
       _figure(
-        "Patches alive after each layer, for sample images; greyed patches "
-        "were dropped, and the number counts those left.",
+        "Patches alive after layers of the pruned model, for sample images, by "
+        "the thresholds that its search ended with (fixed token counts may "
+        "keep others); greyed patches were dropped, the number counts those "
+        "left.",
         "Surviving patches over sample images",
         lambda dark: patches.patches(
           samples["image"], samples["valid"], list(samples["text"]), dark=dark

@@ -7,7 +7,7 @@ import rich.console
 import rich.table
 
 from comp_jax.models import families
-from comp_jax.train import costs, prepare
+from comp_jax.train import costs, prepare, stepper
 
 
 def show(config: ml_collections.ConfigDict) -> None:
@@ -35,6 +35,11 @@ def show(config: ml_collections.ConfigDict) -> None:
   console.print(table)
   floor = costs.floor(job.stage, valid)
   batches = _batches(job)
+  # Of the programs that run then.
+  run = stepper.Stepper(
+    job.stage, job.plan.parts, job.mesh, job.rules, state, job.select
+  )
+  needed = run.memory_bytes(state, batches, job.select)
   lines = {
     "dense MACs per example": f"{dense / 1e6:.1f} M",
     "dense parameters": f"{families.params_count(job.spec):,}",
@@ -63,7 +68,7 @@ def show(config: ml_collections.ConfigDict) -> None:
       # One part trains, another one is copied meanwhile.
       + " twice" * (job.plan.parts > 1)
     ),
-    "temporaries of a stage": f"{_temporaries(job, batches) / 2**20:.0f} MiB",
+    "temporaries of a stage, on each device": f"{needed / 2**20:.0f} MiB",
   }
   for warning in job.warnings:
     console.print(warning, highlight=False)
@@ -86,20 +91,3 @@ def _batches(job: prepare.Job) -> dict[str, jax.ShapeDtypeStruct]:
     key: jax.ShapeDtypeStruct((*shape, *value.shape[1:]), value.dtype)
     for key, value in job.data.examples("select", 1).items()
   }
-
-
-def _temporaries(job: prepare.Job, batches) -> int:
-  """Bytes that a stage needs beside its state and its batches."""
-  stage, flag = job.stage, jax.ShapeDtypeStruct((), bool)
-  state = jax.eval_shape(job.initial, job.dense.params, job.select)
-  programs = [(stage, (state, batches, job.select, flag))]
-  if job.plan.parts > 1:
-    choice = state, None, job.select, flag
-    cut = jax.eval_shape(stage.cut, *choice)
-    programs = [(stage.cut, choice), (stage.advance, (cut, batches))]
-  return max(
-    int(
-      jax.jit(run).lower(*given).compile().memory_analysis().temp_size_in_bytes
-    )
-    for run, given in programs
-  )

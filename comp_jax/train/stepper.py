@@ -12,7 +12,7 @@ from comp_jax.train import state as state_lib
 
 
 class Stepper:
-  """Runs stages; `compilations` counts how often their training was traced.
+  """Runs stages; `compilations` counts how often a program was traced, at most.
 
   Batches that come at once go through one program. In parts, one of them trains
   while the next one is copied; the choice, the training and the validation are
@@ -63,7 +63,7 @@ class Stepper:
     cut, _ = sharding.tree_shardings(mesh, shapes, rules)
     # Its rules are about paths that begin at the state.
     cut = dataclasses.replace(cut, state=placed)
-    self._cut = jax.jit(
+    self._cut = compiled.Compiled(
       lambda state, select, prune: stage.cut(state, None, select, prune),
       in_shardings=(placed, split, whole),
       out_shardings=cut,
@@ -76,7 +76,7 @@ class Stepper:
       donate_argnums=0,
     )
     # The rest of a cut has no place in what comes out: not to be given away.
-    self._learn = jax.jit(
+    self._learn = compiled.Compiled(
       lambda state, rest, losses, select: stage.learn(
         dataclasses.replace(rest, state=state), jnp.concatenate(losses), select
       ),
@@ -86,8 +86,33 @@ class Stepper:
     )
 
   @property
+  def _programs(self) -> tuple[compiled.Compiled, ...]:
+    if self._parts == 1:
+      return (self._run,)
+    return self._cut, self._run, self._learn
+
+  @property
   def compilations(self) -> int:
-    return self._run.compilations
+    return max(program.compilations for program in self._programs)
+
+  def memory_bytes(
+    self, state: state_lib.SearchState, batches: Mapping, select: Mapping
+  ) -> int:
+    """Bytes of temporaries that a stage needs on each device.
+
+    Beside its state and batches. Compiles; shapes and types are enough.
+
+    Args:
+      state: before it.
+      batches: that go to the devices at once [t, b, ...].
+      select: validation examples [chunks, c, ...].
+    """
+    flag = jax.ShapeDtypeStruct((), jnp.bool_)
+    if self._parts == 1:
+      return self._run.memory_bytes(state, batches, select, flag)
+    cut = jax.eval_shape(self._cut, state, select, flag)
+    choice = self._cut.memory_bytes(state, select, flag)
+    return max(choice, self._run.memory_bytes(cut, batches))
 
   def whole(self, source: Iterator[Mapping]) -> Mapping | None:
     """The batches of the coming stage; None where they come in parts."""

@@ -1,5 +1,6 @@
 """What the docs say of recorded runs is what `compare` makes of them."""
 
+import json
 import pathlib
 
 import pytest
@@ -29,3 +30,49 @@ def test_a_page_has_the_tables_of_its_records(folder):
       assert tables.markdown(grid) in page, f"{metric}, {grid.title}"
   # Every interval is over examples: their outcomes lie beside the reports.
   assert all(run.outcomes("dev") for run in members)
+
+
+_README = {
+  "comp": "**CoMP**",
+  "uniform": "`uniform`",
+  "magnitude": "`magnitude`",
+  "random": "`random`",
+}
+_RECALLS = [f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)]
+
+
+def _readme_rows():
+  """README's Flickr8k rows: means over seeds, as the reports have them."""
+  runs = {}
+  for path in sorted((DOCS / "records" / "flickr8k").iterdir()):
+    recipe, ratio, _ = path.name.split("_")
+    report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    runs.setdefault((float(ratio), recipe), []).append(report)
+  (first, *_) = runs[0.7, "comp"]
+  yield _row("dense", "", "", [first], "dense")
+  for ratio in (0.5, 0.7, 0.85):
+    for recipe, shown in _README.items():
+      if reports := runs.get((ratio, recipe)):
+        seeds = ", ".join(str(report["seed"]) for report in reports)
+        yield _row(shown, ratio, seeds, reports, "finetuned")
+
+
+def _row(recipe, ratio, seeds, reports, row):
+  mean = lambda values: sum(values) / len(reports)  # noqa: E731
+  which = "dense" if row == "dense" else "final"
+  macs = mean(report["macs"][which] for report in reports)
+  params = mean(report["params"][which] for report in reports)
+  recalls = (
+    mean(report["metrics"][row]["dev"][name] for report in reports)
+    for name in _RECALLS
+  )
+  minutes = mean(report["seconds"]["total"] for report in reports) / 60
+  cells = [recipe, ratio, seeds, f"{macs / 1e9:.2f} G", f"{params / 1e6:.1f} M"]
+  cells += [f"{recall:.3f}" for recall in recalls]
+  cells.append("" if row == "dense" else f"{minutes:.0f}")
+  return f"| {' | '.join(map(str, cells))} |"
+
+
+def test_the_readme_has_the_rows_of_the_records():
+  readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+  assert "\n".join(_readme_rows()) in readme

@@ -17,7 +17,14 @@ from comp_jax.data import flickr8k, flickr8k_itm, sources, tokenizers
 from comp_jax.interop import store
 from comp_jax.models import families, specs
 from comp_jax.tasks import outcomes
-from comp_jax.train import examples, prepare, pruning, sweep_group, workdir
+from comp_jax.train import (
+  dry_run,
+  examples,
+  prepare,
+  pruning,
+  sweep_group,
+  workdir,
+)
 from configs import common
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
@@ -143,6 +150,21 @@ def test_all_five_modes_prune(run):
   assert set(report["metrics"]["finetuned"]["val"]) == {"accuracy", "auc"}
   assert sum(report["kept"]["text"]["cross_heads"]) < 8
   assert samples["valid"].shape[1] == 3
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_the_run_then_does(run, config, capsys):
+  dry_run.show(config)
+  said = capsys.readouterr().out
+  macs = run[0]["macs"]["dense"]
+  assert f"dense MACs per example: {macs / 1e6:.1f} M" in said
+  assert f"dense parameters: {run[0]['params']['dense']:,}" in said
+  assert "target: 60.0% of dense" in said
+  assert "stages: 1 to warm up, about 8, at most 10" in said
+  for row in run[0]["stages"]:
+    if row["mode"] != "warmup":
+      assert row["mode"] in said
+  assert said.rpartition("on each device: ")[2].split()[0].isdigit()
 
 
 def test_the_final_cost_is_that_of_the_saved_policy(run, config, tmp_path):

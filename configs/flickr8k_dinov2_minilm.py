@@ -18,7 +18,7 @@ T2I R@10 on dev: ridge map alone 0.236 (--config.train.steps=0), after the first
 cores. Pruned by 0.7 (mean of three seeds) 0.302, and 0.259 with
 `--config.recipe.name=uniform`, in half an hour of one core each. At 0.85 CoMP
 takes more than the 11 stages that it may have (--config.prune.max_stages=20;
-stages that are not used go to fine-tuning): 0.126, and 0.099 (seed 0).
+stages that are not used go to fine-tuning): 0.127, and 0.101 (two seeds).
 """
 
 import ml_collections

@@ -6,11 +6,14 @@ softmax, activations, additions and embedding look-ups are not counted
 gradient with respect to a mask is exactly what the unit saves.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Float, Int, Num
+
+from comp_jax.core import groups as groups_lib
 
 # Elements of a LayerNorm are counted five times, as fvcore does.
 NORM = 5
@@ -209,3 +212,31 @@ def static_counts(
   valid = np.asarray(valid, np.int64)
   after = np.minimum(valid[:, None], caps[None])
   return np.concatenate([valid[:, None], after], axis=1)
+
+
+def live_params(
+  size: int,
+  shapes: Mapping,
+  groups: Sequence[groups_lib.Group],
+  masks: Mapping,
+) -> Float[Array, ""]:
+  """Parameters that are left once the units with a mask of 0 are removed.
+
+  Traceable: units of a group hold equally many. Rounded to 24 bits; a compact
+  model is counted exactly from its spec.
+
+  Args:
+    size: parameters of the dense model.
+    shapes: its tree, stacked arrays or what stands for them.
+    groups: the group table.
+    masks: hard masks.
+  """
+  gone = jnp.zeros((), jnp.float32)
+  for group in groups:
+    held = sum(
+      math.prod(groups_lib.leaf(shapes, f"{group.scope}/{slot.path}").shape)
+      for slot in group.slots
+    )
+    dead = jnp.sum(groups_lib.leaf(masks, group.name) <= 0)
+    gone += held // (group.layers * group.units) * dead.astype(jnp.float32)
+  return size - gone

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from comp_jax.core import cost
 from comp_jax.core import execution as execution_lib
 from comp_jax.core import groups as groups_lib
 from comp_jax.core import prunable as prunable_lib
@@ -213,6 +214,13 @@ def module(spec: specs.ModelSpec) -> nn.Module:
 def params_count(spec: specs.ModelSpec) -> int:
   """The number of parameters of a dense or compact model, from its spec."""
   return towers.params_count(param_shapes(spec))
+
+
+def live_params(spec: specs.ModelSpec, masks: Mapping) -> Float[Array, ""]:
+  """The same of a dense model without its masked units; traceable."""
+  shapes = param_shapes(spec)
+  size = towers.params_count(shapes)
+  return cost.live_params(size, shapes, groups(spec), masks)
 
 
 def legacy_params_count(spec: specs.ModelSpec) -> int:

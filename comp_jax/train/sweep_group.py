@@ -12,6 +12,7 @@ import ml_collections
 from comp_jax import errors
 from comp_jax.data import sources
 from comp_jax.interop import atomic, tensors
+from comp_jax.models import families
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
   costs,
@@ -222,6 +223,11 @@ def _result(job, metrics, point, member, traces) -> dict[str, Any]:
       "dense": dense,
       "target": (1.0 - ratio) * dense,
       "final": member.macs * dense,
+    },
+    "params": {
+      "dense": families.params_count(job.spec),
+      # Once compacted; masked, it still stores the dense arrays.
+      "final": int(families.live_params(job.spec, member.masks)),
     },
     "metrics": {"finetuned_masked": metrics},
     "stages": member.history,

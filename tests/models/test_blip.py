@@ -114,9 +114,9 @@ def test_zero_mask_equals_sliced_out(name, groups_named, granularity):
   np.testing.assert_allclose(
     traced, families.macs(small, None, counts), rtol=1e-6
   )
-  assert families.params_count(small) == sum(
-    x.size for x in jax.tree.leaves(sliced)
-  )
+  size = sum(x.size for x in jax.tree.leaves(sliced))
+  assert families.params_count(small) == size
+  assert jax.jit(families.live_params, static_argnums=0)(model, masks) == size
   assert spec_json.from_dict(spec_json.to_dict(small)) == small
 
 

@@ -255,6 +255,7 @@ def test_a_sweep_of_it_goes_from_config_to_results(config, tmp_path):
   assert "uniform can remove at most 0.8" in results[1]["reason"]
   for row in (results[0], results[2]):
     assert row["macs"]["final"] <= row["macs"]["target"]
+    assert 0 < row["params"]["final"] < row["params"]["dense"]
     assert set(row["metrics"]["finetuned_masked"]["val"]) == {"accuracy", "auc"}
     assert row["compilations"]["stage_step"] == 1
   for number in (0, 2):

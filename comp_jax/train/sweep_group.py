@@ -209,6 +209,10 @@ def _member(config: ml_collections.ConfigDict, point: Point) -> sweep.Member:
 def _result(job, metrics, point, member, traces) -> dict[str, Any]:
   """One line of the results."""
   dense = job.stage.settings.dense_macs
+  left = None  # One beyond reach has no masks.
+  if not member.failed:
+    # Once compacted; masked, it still stores the dense arrays.
+    left = int(families.live_params(job.spec, member.masks))
   ratio = float(point.get("ratio", job.config.ratio))
   return {
     "point": dict(point),
@@ -226,8 +230,7 @@ def _result(job, metrics, point, member, traces) -> dict[str, Any]:
     },
     "params": {
       "dense": families.params_count(job.spec),
-      # Once compacted; masked, it still stores the dense arrays.
-      "final": int(families.live_params(job.spec, member.masks)),
+      "final": left,
     },
     "metrics": {"finetuned_masked": metrics},
     "stages": member.history,

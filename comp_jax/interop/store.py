@@ -159,19 +159,19 @@ def save(
     tensors_lib.check_tree(params, families.param_shapes(spec), "save")
   except errors.UserError as error:
     raise ValueError(str(error)) from error
+  arrays = jax.tree.map(np.asarray, dict(params))
   texts = {
     SPEC: atomic.to_json(
       {
         "format": FORMAT,
         "spec": spec_json.to_dict(spec),
         "policies": {t: _policy_to_dict(p) for t, p in policies.items()},
-        "sha256": tensors_lib.digest(params),
+        "sha256": tensors_lib.digest(arrays),
       }
     ),
     TOKENIZER: tokenizer_json,
     RECIPE: atomic.to_json(dict(recipe)),
   }
-  arrays = jax.tree.map(np.asarray, dict(params))
   try:
     with _replacing_folder(path) as temporary:
       for name, text in texts.items():
@@ -226,8 +226,9 @@ def load(path: str | os.PathLike) -> Loaded:
     ) from error
   params, _ = tensors_lib.load_params(path / PARAMS)
   tensors_lib.check_tree(params, shapes, str(path / PARAMS))
+  found = tensors_lib.digest(params)
   # Folders of older versions have none.
-  if about.get("sha256", found := tensors_lib.digest(params)) != found:
+  if about.get("sha256", found) != found:
     raise errors.UserError(
       f"{path / PARAMS}: not the numbers that {SPEC} was written with (their"
       " SHA-256 is another one); fetch or make the model again"

@@ -208,7 +208,7 @@ def fit(
       state, found = run(state, stacked)
       losses, sound = jax.device_get(found)
       start = index * schedule.chunk
-      named = dict(zip(("params", "optimizer"), state, strict=False))
+      named = {"params": state[0], "optimizer": state[1]}
       finite.check(losses, sound, start, what, named)
       done = (index + 1) * schedule.chunk
       for step, loss in enumerate(losses):

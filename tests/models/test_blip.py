@@ -21,12 +21,16 @@ from comp_jax.models import (
   towers,
 )
 from tests.models import model_kit as kit
+from tests.models.blip_kit import (
+  BATCH,
+  MODEL,
+  MODELS,
+  PARAMS,
+  PARAMS_OF,
+  close,
+  every_model,
+)
 
-BATCH = {**kit.batch(), **kit.answers()}
-NAMES = ("cross", "joint", "caption", "vqa")
-MODELS = {name: kit.spec(readout=name) for name in NAMES}
-PARAMS_OF = {name: kit.params(model) for name, model in MODELS.items()}
-MODEL, PARAMS = MODELS["cross"], PARAMS_OF["cross"]
 # Towers that lose tokens.
 DROP = {
   "cross": ("vision", "text"),
@@ -34,15 +38,6 @@ DROP = {
   "caption": ("vision",),
   "vqa": ("vision", "text"),
 }
-every_model = pytest.mark.parametrize("name", MODELS)
-
-
-def close(actual, desired, atol=1e-5):
-  jax.tree.map(
-    lambda a, d: np.testing.assert_allclose(a, d, rtol=0, atol=atol),
-    actual,
-    desired,
-  )
 
 
 def _some_removed(groups, names, seed=5):

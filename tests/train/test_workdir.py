@@ -61,27 +61,24 @@ def test_another_program_is_refused_and_an_older_folder_resumes(tmp_path):
     pass
 
 
-def test_foreign_folders_are_refused_and_left_alone(tmp_path):
-  (tmp_path / "thesis.tex").write_text("x")
+@pytest.mark.parametrize(
+  ("name", "text", "told"),
+  [
+    ("thesis.tex", "x", "thesis.tex"),
+    # Hugging Face's folders have a file of this name.
+    ("config.json", '{"model_type": "blip"}', "config.json of something else"),
+  ],
+)
+def test_foreign_folders_are_refused_and_left_alone(tmp_path, name, text, told):
+  (tmp_path / name).write_text(text)
   for use in (
     lambda: workdir.open_workdir(tmp_path, _CONFIG, "prune.py"),
     lambda: workdir.lock(tmp_path).__enter__(),
   ):
-    with pytest.raises(errors.UserError, match="thesis.tex"):
+    with pytest.raises(errors.UserError, match=told):
       use()
-  assert os.listdir(tmp_path) == ["thesis.tex"]
-
-
-def test_a_config_of_something_else_is_left_alone(tmp_path):
-  """A folder of Hugging Face has a file of this name."""
-  (tmp_path / "config.json").write_text('{"model_type": "blip"}')
-  for use in (
-    lambda: workdir.open_workdir(tmp_path, _CONFIG, "prune.py"),
-    lambda: workdir.lock(tmp_path).__enter__(),
-  ):
-    with pytest.raises(errors.UserError, match="config.json of something else"):
-      use()
-  assert os.listdir(tmp_path) == ["config.json"]
+  assert os.listdir(tmp_path) == [name]
+  assert (tmp_path / name).read_text() == text
 
 
 def test_a_run_killed_before_its_config_can_begin_again(tmp_path):

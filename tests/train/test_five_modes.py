@@ -39,19 +39,24 @@ def jpeg(colour, rng):
   return out.getvalue()
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-  """Both files in miniature: does the sentence name the colour?"""
-  folder = tmp_path_factory.mktemp("itm")
+def write_data(folder, lies=False):
+  """Both files in miniature: does the sentence name the colour?
+
+  Args:
+    folder: for the files.
+    lies: photos that are not trained on show a colour that nobody names, and
+      each answer is wrong.
+  """
   rng = np.random.default_rng(0)
   rows, pairs = [], []
   for number in range(56):
     word = WORDS[number % 3]
     name, split = f"{number}.jpg", "train" if number < 48 else "dev"
+    lie = lies and split == "dev"
     rows.append(
       {
         "image_id": name,
-        "jpeg": jpeg(COLOURS[word], rng),
+        "jpeg": jpeg((9, 9, 9) if lie else COLOURS[word], rng),
         "captions": [f"a {word} thing"] * 5,
         "split": split,
       }
@@ -62,7 +67,7 @@ def data_dir(tmp_path_factory):
         {
           "image": name,
           "sentence": f"a {sentence} thing",
-          "label": label,
+          "label": 1 - label if lie else label,
           "split": "train" if split == "train" else "val",
         }
       )
@@ -71,6 +76,11 @@ def data_dir(tmp_path_factory):
   lines = "\n".join(json.dumps(pair) for pair in pairs)
   (folder / flickr8k_itm.FILE).write_text(lines)
   return folder
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return write_data(tmp_path_factory.mktemp("itm"))
 
 
 @pytest.fixture(scope="module")
@@ -167,15 +177,34 @@ def test_a_dry_run_says_what_the_run_then_does(run, config, capsys):
   assert said.rpartition("on each device: ")[2].split()[0].isdigit()
 
 
-def test_the_final_cost_is_that_of_the_saved_policy(run, config, tmp_path):
-  static = run[0]["macs"]
-  assert static["final"] == static["compacted"] <= static["target"]
-  assert static["finetuned_threshold"] != static["final"]
+@pytest.fixture(scope="module")
+def other_run(config, tmp_path_factory):
+  """Fine-tuned with thresholds; what it reports on is all wrong."""
   c = config.copy_and_resolve_references()
+  c.data.dir = str(write_data(tmp_path_factory.mktemp("lies"), lies=True))
   c.finetune.tokens, c.evaluate.rows = "threshold", ("dense",)
   # Weights that drop other tokens than those of the search.
   c.finetune.learning_rate = 0.1
-  report, _ = pruning.run(c, tmp_path)
+  workdir = tmp_path_factory.mktemp("other")
+  return *pruning.run(c, workdir), workdir
+
+
+def test_what_is_reported_on_chooses_nothing(run, other_run):
+  (told, truth), (lied, lies) = run[:2], other_run[:2]
+  assert lied["metrics"]["dense"] != told["metrics"]["dense"]
+  assert np.any(lies["image"] != truth["image"])
+  for report in (told, lied):
+    for row in report["stages"]:
+      row.pop("seconds", None)
+  for key in ("stages", "kept", "probe", "warnings"):
+    assert lied[key] == told[key], key
+
+
+def test_the_final_cost_is_that_of_the_saved_policy(run, other_run):
+  static = run[0]["macs"]
+  assert static["final"] == static["compacted"] <= static["target"]
+  assert static["finetuned_threshold"] != static["final"]
+  report, _, tmp_path = other_run
   macs = report["macs"]
   assert macs["final"] == macs["finetuned_threshold"] > 0
   assert macs["compacted"] == static["compacted"]

@@ -1,4 +1,5 @@
-"""prune.py killed with SIGKILL six times ends with the same bits."""
+"""prune.py, killed with SIGKILL six times, ends with the same bits; so does
+train.py."""
 
 import dataclasses
 import json
@@ -71,11 +72,10 @@ def dense(tmp_path_factory):
 
 
 @pytest.fixture
-def run(dense, environment):
-  """Starts a run in a workdir."""
-  command = [sys.executable, "prune.py", *SMALL, f"--config.checkpoint={dense}"]
-  return lambda workdir: subprocess.Popen(
-    [*command, f"--workdir={workdir}"],
+def start(environment):
+  """Starts a script on the small data in a workdir."""
+  return lambda script, *arguments: subprocess.Popen(
+    [sys.executable, script, *SMALL, *arguments],
     cwd=ROOT,
     env=environment,
     stdout=subprocess.PIPE,
@@ -84,11 +84,30 @@ def run(dense, environment):
   )
 
 
-def finish(run, workdir):
+@pytest.fixture
+def run(dense, start):
+  """Starts prune.py in a workdir."""
+  model = f"--config.checkpoint={dense}"
+  return lambda workdir: start("prune.py", model, f"--workdir={workdir}")
+
+
+@pytest.fixture
+def train(dense, start):
+  """Starts train.py in a workdir."""
+  flags = (
+    f"--config.train.start={dense}",
+    "--config.train.steps=40",
+    "--config.train.chunk=2",
+    "--config.train.batch_size=16",
+  )
+  return lambda workdir: start("train.py", *flags, f"--workdir={workdir}")
+
+
+def finish(run, workdir, result="report.json"):
   process = run(workdir)
   output, _ = process.communicate(timeout=600)
   assert process.returncode == 0, output
-  return json.loads((workdir / "report.json").read_text())
+  return json.loads((workdir / result).read_text())
 
 
 def noted(row):
@@ -103,6 +122,16 @@ def noted(row):
 
 def exists(path):
   return lambda workdir: (workdir / path).exists()
+
+
+def saved(step):
+  """Whether training has kept a checkpoint of this chunk or a later one."""
+
+  def done(workdir):
+    names = (path.name for path in (workdir / "checkpoints").glob("*"))
+    return any(name.isdigit() and int(name) >= step for name in names)
+
+  return done
 
 
 # What stands in the workdir once a phase has begun.
@@ -125,7 +154,8 @@ def kill_once(begun, run, workdir):
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  assert not (workdir / "report.json").exists()
+  for result in ("report.json", "metrics.json"):
+    assert not (workdir / result).exists()
 
 
 def test_a_killed_run_ends_like_one_that_was_left_alone(run, tmp_path):
@@ -155,6 +185,21 @@ def test_a_killed_run_ends_like_one_that_was_left_alone(run, tmp_path):
   assert max(sizes) <= 48
   size = sum(np.size(x) for x in _leaves(model.params))
   assert size == expected["params"]["final"] <= expected["params"]["dense"]
+
+
+@pytest.mark.slow
+def test_training_that_was_killed_ends_like_one_that_was_left_alone(
+  train, tmp_path
+):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  expected = finish(train, whole, "metrics.json")
+  for begun in (exists("config.json"), saved(3), saved(9)):
+    kill_once(begun, train, killed)
+  assert finish(train, killed, "metrics.json") == expected
+  for name in ("model/model.safetensors", "metrics.jsonl"):
+    assert (killed / name).exists()
+  weights = "model/model.safetensors"
+  assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
 
 
 def _leaves(tree):

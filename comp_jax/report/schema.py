@@ -181,7 +181,8 @@ SHAPE = Record(
           "final, at padded lengths as executed; of static counts alone"
         ),
         "finetuned_threshold": _measured(
-          "fine-tuned, thresholds executed: tokens kept on select"
+          "fine-tuned, thresholds executed: tokens kept on select, by "
+          "thresholds moved to the target once the weights were tuned"
         ),
       },
     ),

@@ -10,6 +10,9 @@ import numpy as np
 
 from comp_jax.report import canvas, style, text
 
+# As many digits fit beside each other above the bars of one panel.
+_DIGITS = 29
+
 
 def kept(
   kept: collections.abc.Mapping[str, collections.abc.Mapping[str, Any]],
@@ -103,8 +106,7 @@ def _bars(
   axes.bar(at, dense, width=0.78, color=theme.ghost, zorder=1)
   axes.bar(at, values, width=0.78, color=color, zorder=2)
   if len(values) <= 12:
-    for x, value in enumerate(values):
-      _label(axes, x, value, theme)
+    _labels(axes, values, theme)
   axes.set_ylim(0, 1.12 * max([dense, *values]))
   _layer_ticks(axes, len(values), start=0)
 
@@ -133,29 +135,32 @@ def _token_panel(
     zorder=3,
   )
   if len(mean) <= 13:
-    for x, value in enumerate(static):
-      _label(axes, x, value, theme)
+    _labels(axes, static, theme)
   top = max([dense, *static, *mean[np.isfinite(mean)]])
   axes.set_ylim(0, 1.12 * top)
   _layer_ticks(axes, len(mean) - 1, start=-1)
 
 
-def _label(
+def _labels(
   axes: matplotlib.axes.Axes,
-  x: text.Number,
-  value: text.Number,
+  values: collections.abc.Sequence[text.Number],
   theme: style.Theme,
 ) -> None:
-  axes.annotate(
-    f"{value:g}",
-    (x, value),
-    (0, 2),
-    textcoords="offset points",
-    ha="center",
-    fontsize=canvas.FONT - 2,
-    color=theme.ink,
-    zorder=4,
-  )
+  labels = [f"{value:g}" for value in values]
+  # Neighbours must not run into each other.
+  digits = len(labels) * max(map(len, labels), default=0)
+  size = (canvas.FONT - 2) * min(1.0, _DIGITS / max(digits, 1))
+  for x, (value, label) in enumerate(zip(values, labels, strict=True)):
+    axes.annotate(
+      label,
+      (x, value),
+      (0, 2),
+      textcoords="offset points",
+      ha="center",
+      fontsize=size,
+      color=theme.ink,
+      zorder=4,
+    )
 
 
 def _layer_ticks(axes: matplotlib.axes.Axes, count: int, start: int) -> None:

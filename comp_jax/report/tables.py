@@ -181,8 +181,8 @@ def notes(report: schema.Report) -> list[str]:
   if final is not None and target is not None and final > 1.005 * target:
     lines.append(
       f"The saved model costs {text.quantity(final, dense)}, "
-      f"{final / target - 1:.1%} above the target: fine-tuned weights drop "
-      "other tokens at the same thresholds."
+      f"{final / target - 1:.1%} above the target: no thresholds of the "
+      "fine-tuned weights meet it."
     )
   if macs.get("padded_final") is not None:
     lines.append(

@@ -110,27 +110,33 @@ def compacted(job: prepare.Job, state: state_lib.SearchState) -> Small:
   )
 
 
-def threshold_macs(
+def retuned(
   job: prepare.Job,
   small: Small,
   objective: step_lib.Objective,
   params: Mapping,
-) -> float:
-  """Mean MACs at the thresholds: of the tokens that `select` really keeps.
+) -> dict[str, Any]:
+  """The thresholds of fine-tuned weights at the target, and their mean MACs.
+
+  As JSON takes them: {"thetas": {tower: theta}, "macs": MACs}.
 
   Args:
     job: its validation examples.
     small: the compact model.
     objective: of the compact model.
-    params: fine-tuned weights; they drop other tokens than the search did.
+    params: fine-tuned weights; they let other tokens pass than the search's.
   """
   thetas = {t: policy.theta for t, policy in small.threshold.items()}
   tuned = dataclasses.replace(job.stage, objective=objective)
   split = sharding.batch_sharding(job.mesh, leading_axes=1)
   select = jax.device_put(job.select, split)
-  _, counts = jax.jit(tuned.validate)(params, None, thetas, select)
+  retune = jax.jit(lambda p, t, s: tuned.retuned(p, None, t, s))
+  thetas, counts, _ = jax.device_get(retune(params, thetas, select))
   counts = jax.tree.map(lambda x: np.asarray(x, np.int64), counts)
-  return float(families.macs(small.spec, None, counts))
+  return {
+    "thetas": {tower: float(theta) for tower, theta in thetas.items()},
+    "macs": float(families.macs(small.spec, None, counts)),
+  }
 
 
 def _cross_heads(layers, dense) -> dict[str, Any]:

@@ -21,6 +21,12 @@ from comp_jax.train import step as step_lib
 # Of the MACs that a stage removed, what must be gone after its training too,
 # or the cost after it says nothing of the mode.
 STAYED = 0.5
+# Fine-tuned thresholds move by this factor at most, until the MACs lie so close
+# below the target.
+FURTHEST = 16.0
+NEAR = 2e-3
+# Less than this is rounding: float32 sums of MACs, in one order or another.
+ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,6 +156,58 @@ class Effects(thresholds.Thresholds):
     masks = self.faded(state, marked, 1.0)
     metric, counts = self.validate(params, masks, thetas, select)
     return metric, self.macs(masks, counts)
+
+  def retuned(
+    self,
+    params: Mapping,
+    masks: Mapping | None,
+    thetas: Mapping,
+    select: Mapping,
+  ) -> tuple[Mapping, Mapping, Float[Array, ""]]:
+    """Thresholds, token counts and MACs of fine-tuned weights, at the target.
+
+    They let other tokens pass than those of the search did. Thresholds in use
+    move together, in equal ratios, up or down; units stay as they are. MACs
+    need not be monotone in theta, so an end that meets the target is returned,
+    where there is one.
+
+    Args:
+      params: weights.
+      masks: hard masks; None for a compact model.
+      thetas: of the search.
+      select: validation examples [chunks, c, ...].
+    """
+    target = self.settings.target - ROUNDING
+
+    def at(power):
+      moved = {t: theta * FURTHEST**power for t, theta in thetas.items()}
+      _, counts = self.validate(params, masks, moved, select)
+      return moved, counts, self.macs(masks, counts)
+
+    def halve(carry):
+      low, high, best, tries = carry
+      middle = (low + high) / 2
+      found = at(middle)
+      meets = found[2] <= target
+      # One that does not meet it is only better than another such.
+      take = meets | (best[2] > target)
+      best = jax.tree.map(lambda n, o: jnp.where(take, n, o), found, best)
+      low, high = jnp.where(meets, low, middle), jnp.where(meets, middle, high)
+      return low, high, best, tries + 1
+
+    def goes_on(carry):
+      macs, tries = carry[2][2], carry[3]
+      near = (macs <= target) & (macs >= target - NEAR * self.settings.target)
+      return ~near & (tries < self.settings.bisections)
+
+    thetas = {t: jnp.asarray(x, jnp.float32) for t, x in thetas.items()}
+    first = at(jnp.zeros(()))
+    meets = first[2] <= target
+    # Where no tokens are pruned there is nothing to move.
+    some = jnp.any(jnp.stack(list(thetas.values())) > 0)
+    tries = jnp.where(some, 0, self.settings.bisections)
+    low, high = jnp.where(meets, -1.0, 0.0), jnp.where(meets, 0.0, 1.0)
+    return jax.lax.while_loop(goes_on, halve, (low, high, first, tries))[2]
 
   def uncut(
     self,

@@ -161,6 +161,12 @@ def run(
       )
     count("finetune_step", finetune_compilations)
     params = jax.device_get(params)
+    dynamic = {}
+    if not static or "finetuned_threshold" in config.evaluate.rows:
+      dynamic = notes.once(
+        "thresholds", lambda: compaction.retuned(job, small, fine, params)
+      )
+      policies = policies if static else fine.policies(dynamic["thetas"])
     store.save(
       workdir / "model",
       params=params,
@@ -174,16 +180,13 @@ def run(
       },
     )
     note("finetuned", evaluate_static, params, counted)
-    note(
-      "finetuned_threshold",
-      setup.Evaluator(job.task, small.spec, job.mesh),
-      params,
-      execution_lib.Execution(policies=small.threshold),
-    )
-    threshold_macs = notes.once(
-      "threshold_macs",
-      lambda: compaction.threshold_macs(job, small, fine, params),
-    )
+    if dynamic:
+      note(
+        "finetuned_threshold",
+        setup.Evaluator(job.task, small.spec, job.mesh),
+        params,
+        execution_lib.Execution(policies=fine.policies(dynamic["thetas"])),
+      )
     report = {
       "format": 1,
       "name": config.name,
@@ -199,10 +202,10 @@ def run(
         "target": job.stage.settings.target * job.stage.settings.dense_macs,
         "masked": float(state.macs) * job.stage.settings.dense_macs,
         "compacted": small.macs,
-        "final": small.macs if static else threshold_macs,
+        "final": small.macs if static else dynamic["macs"],
         "convention": "inference",
         **({"padded_final": small.padded_macs} if static else {}),
-        "finetuned_threshold": threshold_macs,
+        **({"finetuned_threshold": dynamic["macs"]} if dynamic else {}),
       },
       "params": {
         "dense": families.params_count(job.spec),

@@ -21,8 +21,6 @@ from comp_jax.train import state as state_lib
 
 # More than this fraction of dense above the target is no drift.
 FAR = 1e-2
-# Less than this is rounding: float32 sums of MACs, in one order or another.
-ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -307,13 +305,15 @@ class Stage(effects.Effects):
     selected = jnp.where(enough, tokens, ~is_token)
     # A search that ran out of stages: every mode gives its part.
     far = excess > FAR
-    selected = jnp.where(far, able, selected & able) & (excess > ROUNDING)
+    selected = jnp.where(far, able, selected & able) & (
+      excess > effects.ROUNDING
+    )
     goal = jnp.minimum(target, state.macs)
     state = self._moved(state, selected, goal, select)
     if not give_back:
       return state
     # Fewer heads may let fewer tokens pass: after the units, not with them.
-    back = state.macs < target - ROUNDING
+    back = state.macs < target - effects.ROUNDING
     goal = jnp.where(back, target, state.macs)
     return self._moved(state, jnp.zeros_like(selected), goal, select, back)
 

@@ -9,7 +9,7 @@ run both of its sides, and there is nothing to win in width.
 A member goes through the stages of a run of its own, and as many steps of
 fine-tuning, those that its search left included. It is fine-tuned masked, at
 its thresholds, for a compact model has shapes of its own; what drift took below
-its target it gets back.
+its target it gets back, before its fine-tuning and after it.
 """
 
 import dataclasses
@@ -154,6 +154,17 @@ class Sweep:
       return self.of(v).settle(s, select, give_back=True)
 
     return self.over(settle)(values, states)
+
+  def retuned(
+    self, values: Mapping, params, masks, thetas, select: Mapping
+  ) -> tuple[Mapping, jax.Array]:
+    """Thresholds [s] of tuned weights at their targets, and the MACs [s]."""
+
+    def retuned(v, *model):
+      moved, _, macs = self.of(v).retuned(*model, select)
+      return moved, macs
+
+    return self.over(retuned)(values, params, masks, thetas)
 
   def stages(
     self,

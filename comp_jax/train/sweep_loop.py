@@ -32,8 +32,8 @@ class Found:
   Attributes:
     params: weights after the masked fine-tuning.
     masks: hard masks.
-    thetas: token thresholds.
-    macs: after the freeze, as a fraction of dense.
+    thetas: token thresholds of these weights at the target.
+    macs: at these, as a fraction of dense.
     history: one JSON-ready dict per stage.
     probe: cold-start costs; empty where none were taken.
     failed: what went wrong; empty for a sound member.
@@ -108,9 +108,9 @@ def run(
       note,
       split,
     )
-  masks, thetas, macs = jax.device_get(
-    (states.masks, states.thetas, states.macs)
-  )
+  retune = jax.jit(sweep.retuned, out_shardings=split)
+  moved = retune(values, tuned, states.masks, states.thetas, select)
+  masks, (thetas, macs) = jax.device_get((states.masks, moved))
   row = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)  # noqa: E731
   found = [
     Found(

@@ -91,8 +91,8 @@ class Thresholds:
     modes = self.prunable.modes
     return jnp.array([mode in self.prunable.token_modes for mode in modes])
 
-  def macs(self, masks: Mapping, counts: Mapping) -> Float[Array, ""]:
-    """MACs as a fraction of dense."""
+  def macs(self, masks: Mapping | None, counts: Mapping) -> Float[Array, ""]:
+    """MACs as a fraction of dense; of a compact model without masks."""
     return self.prunable.macs(masks, counts) / self.settings.dense_macs
 
   @property

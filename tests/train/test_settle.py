@@ -1,36 +1,68 @@
 """The last adjustment before the freeze: at the target, by the least."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+import pytest
 
+from comp_jax.train import effects
 from tests.train import kit
+
+STAGE = functools.cache(kit.make_stage)
+
+
+def aimed(target):
+  """The stage at a target that may be traced: one program serves them all."""
+  settings = dataclasses.replace(STAGE().settings, target=target)
+  return dataclasses.replace(STAGE(), settings=settings)
+
+
+@functools.cache
+def start():
+  return kit.initial(STAGE()), kit.select()
+
+
+@functools.partial(jax.jit, static_argnames="give_back")
+def settle(state, target, give_back=False):
+  return aimed(target).settle(state, start()[1], give_back=give_back)
+
+
+@jax.jit
+def cut(state, modes, goal):
+  """The state whose tokens alone went as far as a goal; nothing is trained."""
+  stage, select = STAGE(), start()[1]
+  thetas = stage.propose(state, modes, goal, select, state.key)[1]
+  _, counts = stage.validate(state.params, state.masks, thetas, select)
+  macs = stage.macs(state.masks, counts)
+  return dataclasses.replace(state, thetas=thetas, counts=counts, macs=macs)
+
+
+@jax.jit
+def retuned(state, thetas, target):
+  stage, select = aimed(target), start()[1]
+  return stage.retuned(state.params, state.masks, thetas, select)
+
+
+def modes(word):
+  return jnp.asarray([word in mode for mode in STAGE().prunable.modes])
 
 
 def test_settle_removes_what_drift_left_above_the_target():
-  stage = kit.make_stage(ratio=0.03, stages=1)
-  settle = jax.jit(stage.settle)
-  settled = settle(kit.initial(stage), kit.select())
-  assert float(settled.macs) <= stage.settings.target + 1e-6
-  again = settle(settled, kit.select())
+  settled = settle(start()[0], 0.97)
+  assert float(settled.macs) <= 0.97 + 1e-6
+  again = settle(settled, 0.97)
   kit.same_bits(again.masks, settled.masks)
 
 
 def test_settle_gives_tokens_back_where_no_compaction_will():
-  stage, select = kit.make_stage(ratio=0.05), kit.select()
-  state, target = kit.initial(stage), stage.settings.target
-  tokens = jnp.asarray([m == "vision_tokens" for m in stage.prunable.modes])
-  goal = jnp.asarray(target - 0.05)
-  thetas = stage.propose(state, tokens, goal, select, state.key)[1]
-  counts = stage.validate(state.params, state.masks, thetas, select)[1]
-  macs = stage.macs(state.masks, counts)
-  below = dataclasses.replace(state, thetas=thetas, counts=counts, macs=macs)
-  assert macs <= goal
-  settle = jax.jit(stage.settle, static_argnames="give_back")
-  kit.same_bits(settle(below, select).thetas, thetas)
-  settled = settle(below, select, give_back=True)
-  assert 0 < float(settled.thetas["vision"]) < float(thetas["vision"])
+  state, target = start()[0], 0.95
+  below = cut(state, modes("vision_tokens"), target - 0.05)
+  assert below.macs <= target - 0.05
+  kit.same_bits(settle(below, target).thetas, below.thetas)
+  settled = settle(below, target, give_back=True)
+  assert 0 < float(settled.thetas["vision"]) < float(below.thetas["vision"])
   assert float(settled.thetas["text"]) == 0
   kit.same_bits(settled.masks, state.masks)
   # A token of one of the 16 examples is about 1e-3 of the MACs.
@@ -39,14 +71,26 @@ def test_settle_gives_tokens_back_where_no_compaction_will():
 
 def test_settle_gives_back_what_fewer_heads_took_too_much():
   """Heads and tokens go at once; fewer heads let fewer tokens pass."""
-  stage, select = kit.make_stage(ratio=0.3), kit.select()
-  state, target = kit.initial(stage), stage.settings.target
-  tokens = jnp.asarray([m == "vision_tokens" for m in stage.prunable.modes])
-  goal = jnp.asarray(0.9)
-  thetas = stage.propose(state, tokens, goal, select, state.key)[1]
-  counts = stage.validate(state.params, state.masks, thetas, select)[1]
-  macs = stage.macs(state.masks, counts)
-  state = dataclasses.replace(state, thetas=thetas, counts=counts, macs=macs)
-  settle = jax.jit(stage.settle, static_argnames="give_back")
-  assert settle(state, select).macs < 0.995 * target
-  assert 0.995 * target < settle(state, select, give_back=True).macs <= target
+  state, target = cut(start()[0], modes("vision_tokens"), 0.9), 0.7
+  assert settle(state, target).macs < 0.995 * target
+  settled = settle(state, target, give_back=True)
+  assert 0.995 * target < settled.macs <= target
+
+
+@pytest.mark.parametrize("drift", [0.5, 1.0, 3.0])
+def test_thresholds_of_other_weights_return_to_the_target(drift):
+  """Whichever way the weights let more or fewer tokens pass."""
+  target = 0.8
+  state = cut(start()[0], modes("tokens"), target)
+  moved = {tower: drift * theta for tower, theta in state.thetas.items()}
+  found, counts, macs = retuned(state, moved, target)
+  ratios = {tower: float(found[tower] / moved[tower]) for tower in moved}
+  assert ratios["vision"] == pytest.approx(ratios["text"], rel=1e-5)
+  expected = STAGE().macs(state.masks, counts)
+  assert float(macs) == pytest.approx(float(expected), rel=1e-6)
+  assert (1 - 4 * effects.NEAR) * target <= float(macs) <= target
+  # It stands there already; and where no tokens go there is nothing to move.
+  kit.same_bits(retuned(state, found, target)[0], found)
+  off, _, macs = retuned(state, STAGE().off, target)
+  assert float(macs) == 1.0
+  kit.same_bits(off, STAGE().off)

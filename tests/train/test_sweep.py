@@ -155,7 +155,12 @@ def alone(folder, member):
   source = tuning(member.seed)(0)
   for _ in range(schedule.chunks):
     tuned = tune(tuned, {k: v[0] for k, v in next(source).items()})
-  return stage, found, tuned[0]
+  # These weights at the target again.
+  thetas, _, macs = jax.jit(stage.retuned)(
+    tuned[0], state.masks, state.thetas, kit.select()
+  )
+  state = dataclasses.replace(state, thetas=thetas, macs=macs)
+  return stage, dataclasses.replace(found, state=state), tuned[0]
 
 
 @pytest.mark.slow

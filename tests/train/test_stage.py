@@ -193,20 +193,33 @@ def test_a_mode_learns_what_its_stage_cost(search):
   assert first_visits
 
 
-def test_macs_that_came_back_are_not_divided_by(monkeypatch):
+@pytest.fixture(scope="module")
+def trained():
+  """A stage of vision tokens before it learns what that cost."""
+  stage = kit.make_stage(allowed=("vision_tokens",), ratio=0.3)
+  state, batches, select = (
+    kit.initial(stage),
+    next(kit.batches(0)),
+    kit.select(),
+  )
+  cut = jax.jit(stage.cut)(state, batches, select, ON)
+  return stage, *jax.jit(stage.advance)(cut, batches), select
+
+
+def test_macs_that_came_back_are_not_divided_by(trained, monkeypatch):
   """Token counts drift while weights train: Eq. 8 would divide by little."""
   monkeypatch.setattr(effects, "STAYED", 10.0)
-  stage = kit.make_stage(allowed=("vision_tokens",), ratio=0.3)
-  state, batches = kit.initial(stage), next(kit.batches(0))
-  after, record = jax.jit(stage)(state, batches, kit.select(), ON)
+  stage, *cut = trained
+  after, record = jax.jit(stage.learn)(*cut)
   assert _stayed(record) < 10.0 and record.cost != record.immediate_cost
   assert after.strategy.cost[int(record.mode)] == record.immediate_cost
 
 
-def test_the_immediate_cost_is_learnt_where_it_is_asked_for():
-  stage = kit.make_stage(allowed=("vision_tokens",), cost="immediate")
-  state, batches = kit.initial(stage), next(kit.batches(0))
-  after, record = jax.jit(stage)(state, batches, kit.select(), ON)
+def test_the_immediate_cost_is_learnt_where_it_is_asked_for(trained):
+  stage, *cut = trained
+  settings = dataclasses.replace(stage.settings, cost="immediate")
+  stage = dataclasses.replace(stage, settings=settings)
+  after, record = jax.jit(stage.learn)(*cut)
   assert record.active and record.cost != record.immediate_cost
   assert after.strategy.cost[int(record.mode)] == record.immediate_cost
 

@@ -101,7 +101,7 @@ def test_schedules_select_one_mode_or_all():
     ("tokens_first", 0.7, [0, 1], [2, 3]),
   ):
     stage = kit.make_stage(
-      "comp", stages=5, schedule=schedule, strategy={"explore": 0.0}
+      "comp", stages=5, schedule=schedule, strategy=(("explore", 0.0),)
     )
     state = dataclasses.replace(
       kit.weightless(stage, {"vision": [17], "text": [9]}),

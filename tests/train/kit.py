@@ -1,5 +1,7 @@
 """A two-tower model and data small enough to search in seconds."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,7 @@ def batches(start: int):
     index += 1
 
 
+@functools.cache
 def make_stage(
   recipe: str = "comp",
   ratio: float = 0.5,
@@ -81,6 +84,7 @@ def make_stage(
   cost: str = "eq8",
   **overrides,
 ) -> stage_lib.Stage:
+  """A stage, the same one for the same arguments: JAX traces it once."""
   model = spec() if model is None else model
   built = library.build(recipe, overrides)
   return stage_lib.Stage(

@@ -152,10 +152,25 @@ def same_choices(found, whole):
   assert jnp.mean(away) < 2e-6
 
 
+def warned(monkeypatch):
+  """A random model has nothing to lose: so harm is told at once."""
+  for bound in ("HARM", "ARRIVED", "SHORT"):
+    monkeypatch.setattr(search, bound, -1.0)
+
+
+def same_warnings(found, said):
+  """Asserts that both were told once, while it ran and in its result."""
+  assert said.count("learning_rate may be too high") == 1
+  assert said.count("of the dense MACs above its target") == 1
+  assert [warning in said for warning in found.warnings] == [True, True]
+  assert "raise config.prune.max_stages" in found.warnings[1]
+
+
 def test_batches_that_come_in_parts_change_no_choice(
-  whole, tmp_path, monkeypatch
+  whole, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setattr(sharding, "_SMALL", 0)
+  warned(monkeypatch)
   monkeypatch.setattr(
     "tests.train.test_search.PLAN",
     dataclasses.replace(PLAN, parts=kit.STEPS),
@@ -172,6 +187,7 @@ def test_batches_that_come_in_parts_change_no_choice(
   with pytest.raises(fit.Interrupted):
     run(tmp_path, watch=Watch(2), **options)
   found = run(tmp_path, **options)
+  same_warnings(found, capsys.readouterr().out)
   # One program for all parts of all stages.
   assert found.compilations == whole.compilations == 1
   assert split(found)
@@ -188,32 +204,27 @@ def test_paired_costs_need_all_batches_of_a_stage(monkeypatch, tmp_path):
     run(tmp_path, stage=kit.make_stage(cost="paired"))
 
 
+# In parts, above, and step by step (test_sharding.py) it runs each time.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("devices", "rules"),
   [
+    (2, sharding.REPLICATED),
     (8, sharding.REPLICATED),
-    # In parts, above, it runs each time.
-    pytest.param(4, sharding.FULLY_SHARDED, marks=pytest.mark.slow),
+    (4, sharding.FULLY_SHARDED),
   ],
 )
 def test_neither_devices_nor_shardings_change_a_choice(
   whole, tmp_path, capsys, monkeypatch, devices, rules
 ):
   monkeypatch.setattr(sharding, "_SMALL", 0)  # Or nothing here were split.
-  # Beside it: a random model has nothing to lose, so harm is told at once.
-  monkeypatch.setattr(search, "HARM", -1.0)
-  monkeypatch.setattr(search, "ARRIVED", -1.0)
-  monkeypatch.setattr(search, "SHORT", -1.0)
+  warned(monkeypatch)
   other = run(tmp_path, devices=devices, rules=rules)
   assert split(other) == (rules is sharding.FULLY_SHARDED)
   same_choices(other, whole)
   first, same = other.history[0], whole.history[0]
   assert first["loss"] == pytest.approx(same["loss"], abs=1e-5)
-  said = capsys.readouterr().out
-  assert said.count("learning_rate may be too high") == 1
-  assert said.count("of the dense MACs above its target") == 1
-  assert [warning in said for warning in other.warnings] == [True, True]
-  assert "raise config.prune.max_stages" in other.warnings[1]
+  same_warnings(other, capsys.readouterr().out)
 
 
 def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from comp_jax.train import effects
 from tests.train import kit
 
-STAGE = functools.cache(kit.make_stage)
+STAGE = kit.make_stage
 
 
 def aimed(target):

@@ -112,15 +112,14 @@ def test_a_token_stage_meets_its_goal(mode):
     state, selected, goal, kit.select(), state.key
   )
   assert max(float(m.max()) for m in jax.tree.leaves(marked)) == 0
-  metric, counts = stage.validate(
-    state.params, state.masks, thetas, kit.select()
-  )
+  validate = jax.jit(stage.validate)
+  metric, counts = validate(state.params, state.masks, thetas, kit.select())
   macs = float(stage.macs(state.masks, counts))
   assert macs <= float(goal) + 1e-6
   # The smallest threshold that does: a little less of it does not.
   tower = stage.prunable.token_modes[mode]
   less = {**thetas, tower: 0.9 * thetas[tower]}
-  _, counts = stage.validate(state.params, state.masks, less, kit.select())
+  _, counts = validate(state.params, state.masks, less, kit.select())
   assert float(stage.macs(state.masks, counts)) > float(goal)
 
 
@@ -133,11 +132,12 @@ def test_thresholds_in_use_follow_when_units_go():
     jnp.asarray([m == mode for m in modes])
     for mode in ("vision_tokens", "vision_params")
   )
-  thetas = stage.propose(state, tokens, state.macs - 0.1, select, state.key)[1]
+  propose, validate = jax.jit(stage.propose), jax.jit(stage.validate)
+  thetas = propose(state, tokens, state.macs - 0.1, select, state.key)[1]
   assert float(thetas["vision"]) > 0
   state = dataclasses.replace(state, thetas=thetas)
   macs = stage.macs(
-    state.masks, stage.validate(state.params, state.masks, thetas, select)[1]
+    state.masks, validate(state.params, state.masks, thetas, select)[1]
   )
   move_thetas = jax.jit(stage.move_thetas)
   # The goal is met: nothing moves.
@@ -150,7 +150,7 @@ def test_thresholds_in_use_follow_when_units_go():
   new = move_thetas(state, state.masks, params, goal, select)
   assert float(new["vision"]) > float(thetas["vision"])
   assert float(new["text"]) == 0.0
-  counts = stage.validate(state.params, state.masks, new, select)[1]
+  counts = validate(state.params, state.masks, new, select)[1]
   reached = float(stage.macs(state.masks, counts))
   assert float(goal) - 0.05 < reached <= float(goal) + 1e-4
   # Where tokens are selected too, they alone do: others stay where they are.
@@ -210,7 +210,8 @@ def test_macs_that_came_back_are_not_divided_by(trained, monkeypatch):
   """Token counts drift while weights train: Eq. 8 would divide by little."""
   monkeypatch.setattr(effects, "STAYED", 10.0)
   stage, *cut = trained
-  after, record = jax.jit(stage.learn)(*cut)
+  anew = dataclasses.replace(stage)  # Not what is traced already.
+  after, record = jax.jit(anew.learn)(*cut)
   assert _stayed(record) < 10.0 and record.cost != record.immediate_cost
   assert after.strategy.cost[int(record.mode)] == record.immediate_cost
 

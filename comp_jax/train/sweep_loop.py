@@ -110,7 +110,7 @@ def run(
     )
   retune = jax.jit(sweep.retuned, out_shardings=split)
   moved = retune(values, tuned, states.masks, states.thetas, select)
-  masks, (thetas, macs) = jax.device_get((states.masks, moved))
+  tuned, masks, (thetas, macs) = jax.device_get((tuned, states.masks, moved))
   row = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)  # noqa: E731
   found = [
     Found(
@@ -237,7 +237,7 @@ def _finetune(
     sweep.chunk, out_shardings=(split, split), donate_argnums=1
   )
   if first >= max(chunks) or all(failed):
-    return jax.device_get(tuned[0]), failed, 0
+    return tuned[0], failed, 0
   sources = [batches(seed)(first) for seed in sweep.seeds]
   rows = [{} for _ in chunks]
   for index in range(first, max(chunks)):
@@ -262,7 +262,7 @@ def _finetune(
       saved.wait()
       raise fit.Interrupted("sweep")
   saved.wait()
-  return jax.device_get(tuned[0]), failed, step.compilations
+  return tuned[0], failed, step.compilations
 
 
 def _member(sweep: sweep_lib.Sweep, index: int) -> dict[str, Any]:

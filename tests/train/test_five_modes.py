@@ -193,10 +193,9 @@ def test_what_is_reported_on_chooses_nothing(run, other_run):
   (told, truth), (lied, lies) = run[:2], other_run[:2]
   assert lied["metrics"]["dense"] != told["metrics"]["dense"]
   assert np.any(lies["image"] != truth["image"])
-  for report in (told, lied):
-    for row in report["stages"]:
-      row.pop("seconds", None)
-  for key in ("stages", "kept", "probe", "warnings"):
+  clock = lambda stages: [{**row, "seconds": 0} for row in stages]  # noqa: E731
+  assert clock(lied["stages"]) == clock(told["stages"])
+  for key in ("kept", "probe", "warnings"):
     assert lied[key] == told[key], key
 
 

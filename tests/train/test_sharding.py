@@ -134,6 +134,42 @@ def test_loss_gradients_and_scores_agree_on_any_number_of_devices(
   assert all(np.any(np.asarray(x) != 0) for x in jax.tree.leaves(found[2]))
 
 
+@pytest.mark.parametrize("rules", [sharding.REPLICATED, sharding.FULLY_SHARDED])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_a_step_agrees_on_any_number_of_devices(rules, devices):
+  params = _params()
+  batch = np.random.default_rng(1).normal(size=(2, 16, 128)).astype(np.float32)
+
+  def step(params, batch):
+    def loss(params):
+      hidden = batch @ params["tower"]["kernel"]
+      hidden = jnp.tanh(hidden + params["tower"]["bias"][None, None])
+      return jnp.mean((hidden @ params["out"]["kernel"]) ** 2)
+
+    grads = jax.grad(loss)(params)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+
+  expected = jax.jit(step)(params, batch)
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  shapes = jax.eval_shape(lambda: params)
+  placed, unused = sharding.tree_shardings(mesh, shapes, rules)
+  assert unused == ()
+  jitted = jax.jit(
+    step,
+    in_shardings=(placed, sharding.batch_sharding(mesh, leading_axes=1)),
+    out_shardings=placed,
+  )
+  result = jitted(params, batch)
+  kernel = result["tower"]["kernel"]
+  assert len(kernel.sharding.device_set) == devices
+  if rules is sharding.FULLY_SHARDED:
+    assert kernel.sharding.shard_shape(kernel.shape) == (128, 256 // devices)
+  for got, want in zip(
+    jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
 def test_batch_sharding_splits_the_batch_axis():
   mesh = sharding.make_mesh()
   assert sharding.batch_sharding(mesh).shard_shape((16, 3)) == (2, 3)

@@ -1,4 +1,4 @@
-"""prune.py, killed with SIGKILL six times, ends with the same bits; so does
+"""prune.py, killed with SIGKILL in any phase, ends with the same bits; so does
 train.py."""
 
 import dataclasses
@@ -71,7 +71,7 @@ def dense(tmp_path_factory):
   return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start(environment):
   """Starts a script on the small data in a workdir."""
   return lambda script, *arguments: subprocess.Popen(
@@ -84,14 +84,14 @@ def start(environment):
   )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(dense, start):
   """Starts prune.py in a workdir."""
   model = f"--config.checkpoint={dense}"
   return lambda workdir: start("prune.py", model, f"--workdir={workdir}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def train(dense, start):
   """Starts train.py in a workdir."""
   flags = (
@@ -158,29 +158,53 @@ def kill_once(begun, run, workdir):
     assert not (workdir / result).exists()
 
 
-def test_a_killed_run_ends_like_one_that_was_left_alone(run, tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  expected = finish(run, whole)
-  for begun in PHASES.values():
-    kill_once(begun, run, killed)
-  found = finish(run, killed)
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+  """A run that was left alone."""
+  workdir = tmp_path_factory.mktemp("whole")
+  return workdir, finish(run, workdir)
 
+
+def same_after(phases, run, whole, killed):
+  """Asserts that a run killed in these phases ends with the same bits."""
+  workdir, expected = whole
+  for phase in phases:
+    kill_once(PHASES[phase], run, killed)
+  found = finish(run, killed)
   names = ("model/model.safetensors", "model/spec.json", examples.NAME)
   for name in names:
-    assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert (killed / name).read_bytes() == (workdir / name).read_bytes()
   for key in ("macs", "params", "metrics", "kept", "probe", "compilations"):
     # As text: the first metric is the one to quote.
     assert json.dumps(found[key]) == json.dumps(expected[key]), key
+  for log in (f"logs/{name}/metrics.jsonl" for name in ("search", "finetune")):
+    assert (killed / log).read_text() == (workdir / log).read_text(), log
   clock = lambda stages: [{**row, "seconds": 0} for row in stages]  # noqa: E731
   assert clock(found["stages"]) == clock(expected["stages"])
 
-  # The promises of a run, while one is at hand.
+
+def test_a_killed_run_ends_like_one_that_was_left_alone(run, whole, tmp_path):
+  phases = (
+    "stages run",
+    "fine-tuning runs",
+    "the fine-tuned model is evaluated",
+  )
+  same_after(phases, run, whole, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_phase_ends_the_same(run, whole, tmp_path):
+  same_after(PHASES, run, whole, tmp_path)
+
+
+def test_a_run_keeps_its_promises(whole):
+  workdir, expected = whole
   assert all(np.isfinite(row["metric"]) for row in expected["stages"])
   assert expected["compilations"]["stage_step"] == 1
   assert expected["compilations"]["evaluate"] == 1
   target = expected["macs"]["target"]
   assert 0.995 * target <= expected["macs"]["final"] <= target
-  model = comp_jax.load(whole / "model")
+  model = comp_jax.load(workdir / "model")
   sizes = {layer.mlp for layer in model.spec.vision.encoder.layers}
   assert max(sizes) <= 48
   size = sum(np.size(x) for x in _leaves(model.params))

@@ -5,6 +5,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import traverse_util
 
 from comp_jax.core.execution import Execution
@@ -196,6 +197,14 @@ def answers(b=3, a=2, n=6, seed=2):
   ids, mask = ids.reshape(b, a, n), mask.reshape(b, a, n)
   mask[-1, -1] = False
   return {"answer_ids": ids, "answer_mask": mask}
+
+
+def slow_cases(*cases):
+  """Parameters of a test that only `make test-slow` has.
+
+  Each part of them is in a case beside them that always runs.
+  """
+  return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 # XLA's own optimisations take most of the time of a test and change nothing

@@ -63,6 +63,7 @@ def run(
   stage=None,
   params=None,
   batches=None,
+  plan=PLAN,
 ):
   stage = make_stage() if stage is None else stage
   params = families.initial_params(kit.spec(), 0) if params is None else params
@@ -72,7 +73,7 @@ def run(
       stage,
       lambda p, s: stage.initial(p, s, 0),
       params,
-      PLAN,
+      plan,
       batches_of if batches is None else batches,
       kit.select(),
       mesh=sharding.make_mesh(jax.devices()[:devices]),
@@ -85,13 +86,25 @@ def run(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  return run(tmp_path_factory.mktemp("whole"))
+  """A search that keeps its last stage alone."""
+  folder = tmp_path_factory.mktemp("whole")
+  found = run(folder, plan=dataclasses.replace(PLAN, save_every=100))
+  assert kept(folder) == found.stages == PLAN.total
+  return found
+
+
+def kept(folder):
+  """The stage that a run which was stopped after its search begins with."""
+  with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+    return saved.latest()
 
 
 def without_clock(history):
   return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
+# Whole runs, killed, resume each time (test_kill.py).
+@pytest.mark.slow
 def test_an_interrupted_search_ends_with_the_same_bits(whole, tmp_path):
   with pytest.raises(fit.Interrupted):
     run(tmp_path, watch=Watch(2))
@@ -105,19 +118,10 @@ def test_an_interrupted_search_ends_with_the_same_bits(whole, tmp_path):
   assert [json.loads(line)["step"] for line in lines] == list(range(5))
 
 
-@pytest.mark.parametrize(("arrived", "early"), [(2e-3, False), (0.25, True)])
-def test_the_last_stage_is_kept_whenever_it_comes(
-  tmp_path, monkeypatch, arrived, early
-):
-  """A run stopped after its search does not search again."""
-  monkeypatch.setattr(
-    "tests.train.test_search.PLAN", dataclasses.replace(PLAN, save_every=100)
-  )
-  monkeypatch.setattr(search, "ARRIVED", arrived)
-  found = run(tmp_path)
-  assert (found.stages < PLAN.total) == early
-  with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
-    assert saved.latest() == found.stages
+def test_the_last_stage_is_kept_though_it_comes_early(tmp_path, monkeypatch):
+  monkeypatch.setattr(search, "ARRIVED", 0.25)
+  found = run(tmp_path, plan=dataclasses.replace(PLAN, save_every=100))
+  assert kept(tmp_path) == found.stages < PLAN.total
 
 
 def test_the_whole_search_compiles_its_stage_once(whole):
@@ -171,10 +175,6 @@ def test_batches_that_come_in_parts_change_no_choice(
 ):
   monkeypatch.setattr(sharding, "_SMALL", 0)
   warned(monkeypatch)
-  monkeypatch.setattr(
-    "tests.train.test_search.PLAN",
-    dataclasses.replace(PLAN, parts=kit.STEPS),
-  )
 
   def parts(start):
     first, done = divmod(start, kit.STEPS)
@@ -183,7 +183,12 @@ def test_batches_that_come_in_parts_change_no_choice(
         yield {k: v[step : step + 1] for k, v in batches.items()}
       done = 0
 
-  options = {"devices": 4, "rules": sharding.FULLY_SHARDED, "batches": parts}
+  options = {
+    "devices": 4,
+    "rules": sharding.FULLY_SHARDED,
+    "batches": parts,
+    "plan": dataclasses.replace(PLAN, parts=kit.STEPS),
+  }
   with pytest.raises(fit.Interrupted):
     run(tmp_path, watch=Watch(2), **options)
   found = run(tmp_path, **options)
@@ -197,11 +202,10 @@ def test_batches_that_come_in_parts_change_no_choice(
     assert row["metric"] == pytest.approx(other["metric"], abs=1e-4)
 
 
-def test_paired_costs_need_all_batches_of_a_stage(monkeypatch, tmp_path):
+def test_paired_costs_need_all_batches_of_a_stage(tmp_path):
   plan = dataclasses.replace(PLAN, parts=2)
-  monkeypatch.setattr("tests.train.test_search.PLAN", plan)
   with pytest.raises(ValueError, match="all batches of a stage at once"):
-    run(tmp_path, stage=kit.make_stage(cost="paired"))
+    run(tmp_path, stage=kit.make_stage(cost="paired"), plan=plan)
 
 
 # In parts, above, and step by step (test_sharding.py) it runs each time.
@@ -236,8 +240,7 @@ def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):
 
   with pytest.raises(errors.UserError, match="not finite at step 5"):
     run(tmp_path, batches=poisoned)
-  with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
-    assert saved.latest() == 2
+  assert kept(tmp_path) == 2
 
 
 def test_nan_of_the_last_update_is_not_saved(tmp_path):
@@ -247,8 +250,7 @@ def test_nan_of_the_last_update_is_not_saved(tmp_path):
   stage = dataclasses.replace(make_stage(), optimizer=optimizer)
   with pytest.raises(finite.NotFinite, match="not finite after step 5"):
     run(tmp_path, stage=stage)
-  with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
-    assert saved.latest() == 2
+  assert kept(tmp_path) == 2
 
 
 def test_a_checkpoint_with_nan_is_named(tmp_path):

@@ -6,7 +6,7 @@ dense checkpoint lies in `assets/emoji_tiny` (its README has the command).
   python train.py --config=configs/emoji_tiny.py --workdir=runs/emoji_dense
   python prune.py --config=configs/emoji_tiny.py --workdir=runs/demo
 
-Expected at ratio 0.7, seed 0, in about 5 minutes of 2 CPU cores: T2I R@10 on
+Expected at ratio 0.7, seed 0, in 3 to 5 minutes of 2 CPU cores: T2I R@10 on
 the unseen style 0.257 dense, 0.255 fine-tuned (one seed).
 """
 

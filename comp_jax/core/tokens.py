@@ -1,4 +1,4 @@
-"""Token importance and the token rule: Eq. 6, Eq. 7 and three executions.
+"""Token importance and the token rule: Eq. 6, Eq. 7 and two executions.
 
 One scorer serves every execution. `mask` keeps all N tokens and carries a
 boolean validity; `static` gathers a fixed number of tokens per layer and is

@@ -165,7 +165,7 @@ SHAPE = Record(
       "from the same weights"
     ),
     "macs": Record(
-      doc="MACs per example, whole numbers of MACs (not G)",
+      doc="MACs (not G) per example: a mean over examples, not a whole number",
       optional=("padded_final", "finetuned_threshold"),
       fields={
         "dense": _real("the model before pruning"),

@@ -178,10 +178,10 @@ def notes(report: schema.Report) -> list[str]:
       "thresholds, and the lowest neurons, make up the rest."
     )
   final = macs["final"]
-  if final is not None and target is not None and final > 1.005 * target:
+  if final is not None and target is not None and final > target:
     lines.append(
       f"The saved model costs {text.quantity(final, dense)}, "
-      f"{final / target - 1:.1%} above the target: no thresholds of the "
+      f"{final / target - 1:.2%} above the target: no thresholds of the "
       "fine-tuned weights meet it."
     )
   if macs.get("padded_final") is not None:

@@ -12,8 +12,13 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = {"flickr8k": ("flickr8k_retrieval.md", ("t2i_r10", "i2t_r10"))}
 
 
+# What `make demo` reported; README shows it.
+DEMO = DOCS / "records" / "emoji_tiny"
+
+
 def test_every_folder_of_records_has_its_page():
-  assert {path.name for path in (DOCS / "records").iterdir()} == PAGES.keys()
+  folders = {path.name for path in (DOCS / "records").iterdir()}
+  assert folders == PAGES.keys() | {DEMO.name}
 
 
 @pytest.mark.parametrize("folder", PAGES)
@@ -38,7 +43,8 @@ _README = {
   "magnitude": "`magnitude`",
   "random": "`random`",
 }
-_RECALLS = [f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)]
+_WAYS = ("t2i", "i2t")
+_RECALLS = [f"{way}_r{k}" for way in _WAYS for k in (1, 5, 10)]
 
 
 def _readme_rows():
@@ -73,6 +79,47 @@ def _row(recipe, ratio, seeds, reports, row):
   return f"| {' | '.join(map(str, cells))} |"
 
 
+def _readme():
+  return (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_has_the_rows_of_the_records():
-  readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-  assert "\n".join(_readme_rows()) in readme
+  assert "\n".join(_readme_rows()) in _readme()
+
+
+# Row of the report, MACs of the report, name in README, whether it is bold.
+_DEMO_ROWS = (
+  ("dense", "dense", "dense", False),
+  ("masked", "masked", "end of pruning (masked)", False),
+  ("compacted", "compacted", "compacted", False),
+  ("finetuned", "final", "fine-tuned", True),
+  (
+    "finetuned_threshold",
+    "finetuned_threshold",
+    "fine-tuned, thresholds instead of fixed counts",
+    False,
+  ),
+)
+
+
+def test_the_readme_has_the_rows_of_the_demo():
+  report = json.loads((DEMO / "report.json").read_text(encoding="utf-8"))
+  lines = []
+  for row, macs, name, bold in _DEMO_ROWS:
+    whole = row in ("dense", "masked")
+    params = report["params"]["dense" if whole else "final"]
+    metrics = report["metrics"][row]["test"]
+    strong = (lambda x: f"**{x}**") if bold else str
+    cells = [f"{report['macs'][macs] / 1e6:.2f} M", f"{params / 1e6:.2f} M"]
+    cells = [strong(name), *map(strong, cells)]
+    for key in _RECALLS:
+      found = f"{metrics[key]:.3f}"
+      cells.append(strong(found) if key.endswith("r10") else found)
+    lines.append(f"| {' | '.join(cells)} |")
+  assert "\n".join(lines) in _readme()
+  # It keeps most of what it knew.
+  dense, tuned = (
+    report["metrics"][row]["test"] for row in ("dense", "finetuned")
+  )
+  assert all(tuned[f"{way}_r10"] > 0.8 * dense[f"{way}_r10"] for way in _WAYS)
+  assert report["macs"]["final"] <= report["macs"]["target"]

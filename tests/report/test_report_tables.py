@@ -56,7 +56,7 @@ def test_notes_tell_the_cost_of_static_counts(report):
   assert "Time on 1 x cpu: prune 151.2 s" in notes
   assert "did not reach" not in notes and "saved model" not in notes
   report["macs"]["final"] = 1.02 * report["macs"]["target"]
-  assert "The saved model costs 0.44 G, 2.0% above the target" in " ".join(
+  assert "The saved model costs 0.44 G, 2.00% above the target" in " ".join(
     tables.notes(report)
   )
   report["warnings"] = ["the search ended 5.0% above its target"]

@@ -15,6 +15,9 @@ def grids(comparison: comparison_lib.Comparison) -> list[tables.Grid]:
   for cell in comparison.cells:
     by_ratio[cell.ratio].append(cell)
   some = any(cell.published is not None for cell in comparison.cells)
+  several = any(
+    cell.difference_student is not None for cell in comparison.cells
+  )
   columns = (
     "Recipe",
     "Seeds",
@@ -24,6 +27,7 @@ def grids(comparison: comparison_lib.Comparison) -> list[tables.Grid]:
     "95\u00a0% interval",
     f"− {comparison.reference}",
     "95\u00a0% interval",
+    *(("seeds alone",) if several else ()),
     *(("paper",) if some else ()),
   )
   return [
@@ -40,6 +44,7 @@ def grids(comparison: comparison_lib.Comparison) -> list[tables.Grid]:
           _span(cell.interval),
           _difference(cell),
           _span(cell.difference_interval, text.signed),
+          *((_student(cell),) if several else ()),
           *((text.number(cell.published),) if some else ()),
         )
         for cell in cells
@@ -69,6 +74,11 @@ def notes(comparison: comparison_lib.Comparison) -> list[str]:
       lines.append(
         f"Interval of the {name}: {_drawn(comparison.cells, intervals)}."
       )
+  if any(cell.difference_student is not None for cell in comparison.cells):
+    lines.append(
+      "Seeds alone: half of Student's 95 % interval of the difference over the "
+      "seeds in common, which leaves out how examples differ."
+    )
   if any(
     interval and interval.over == bootstrap.SEEDS
     for intervals in columns.values()
@@ -120,6 +130,7 @@ def to_csv(comparisons: Sequence[comparison_lib.Comparison]) -> str:
       "difference_low",
       "difference_high",
       "difference_over",
+      "difference_student",
       "paper",
     ]
   )
@@ -141,6 +152,7 @@ def to_csv(comparisons: Sequence[comparison_lib.Comparison]) -> str:
           cell.paired,
           cell.difference,
           *_ends(cell.difference_interval),
+          cell.difference_student,
           cell.published,
         ]
       )
@@ -176,6 +188,12 @@ def _difference(cell: comparison_lib.Cell) -> str:
   if cell.paired < len(cell.seeds):
     words += f" ({cell.paired} of {len(cell.seeds)})"
   return words
+
+
+def _student(cell: comparison_lib.Cell) -> str:
+  if cell.difference_student is None:
+    return text.NOTHING
+  return f"± {text.number(cell.difference_student)}"
 
 
 def _span(interval: bootstrap.Interval | None, show=text.number) -> str:

@@ -30,6 +30,8 @@ class Cell:
     interval: of the mean; None for one seed without outcomes of examples.
     difference: mean over common seeds of this method minus the reference.
     difference_interval: of it, paired by seed and example; None likewise.
+    difference_student: half of Student's interval of it over common seeds; None
+      for a single one.
     paired: how many seeds they have in common.
     published: the paper's number, or None.
   """
@@ -42,6 +44,7 @@ class Cell:
   interval: bootstrap.Interval | None
   difference: float | None
   difference_interval: bootstrap.Interval | None
+  difference_student: float | None
   paired: int
   published: float | None
 
@@ -161,6 +164,7 @@ def compare(
         interval=bootstrap.interval(_table(ours)),
         difference=None if gaps is None else float(gaps.mean()),
         difference_interval=None if gaps is None else bootstrap.interval(gaps),
+        difference_student=None if gaps is None else bootstrap.student(gaps),
         paired=0 if gaps is None else len(gaps),
         published=paper.published(first["name"], split, metric, method, ratio),
       )

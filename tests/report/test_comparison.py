@@ -179,10 +179,18 @@ def test_a_planted_difference_is_found_over_seeds_and_examples(kept):
   alone = np.array([[value] for value in comp.values])
   seeds = bootstrap.interval(alone)
   assert comp.interval.high - comp.interval.low > 2 * (seeds.high - seeds.low)
+  # Student's over the paired seeds: 4.303 standard errors of three.
+  gaps = np.subtract(uniform.values, comp.values)
+  half = 4.303 * gaps.std(ddof=1) / np.sqrt(3)
+  assert uniform.difference_student == pytest.approx(half, rel=1e-3)
+  assert comp.difference_student is None
   lines = " ".join(compared.notes(result))
   assert "Interval of the mean: over seeds and examples." in lines
   assert "Interval of the difference: over seeds and examples." in lines
-  assert "Over seeds alone" not in lines
+  assert "Over seeds alone" not in lines and "Student" in lines
+  (grid,) = compared.grids(result)
+  place = grid.columns.index("seeds alone")
+  assert {row[place] for row in grid.rows} == {"–", f"± {half:.3f}"}
 
 
 def test_texts_of_an_image_are_drawn_together(tmp_path, make):
@@ -235,7 +243,9 @@ def test_one_seed_has_an_interval_over_examples(kept):
   rows = list(csv.DictReader(compared.to_csv([result]).splitlines()))
   assert rows[0]["over"] == bootstrap.EXAMPLES
   assert float(rows[0]["low"]) == cells["comp"].interval.low
-  assert rows[0]["difference_over"] == ""
+  assert rows[0]["difference_over"] == rows[0]["difference_student"] == ""
+  (grid,) = compared.grids(result)
+  assert "seeds alone" not in grid.columns
 
 
 def test_outcomes_that_do_not_fit_leave_their_run_out(kept, capsys):

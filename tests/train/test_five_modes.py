@@ -162,7 +162,6 @@ def test_all_five_modes_prune(run):
   assert samples["valid"].shape[1] == 3
 
 
-@pytest.mark.slow
 def test_a_dry_run_says_what_the_run_then_does(run, config, capsys):
   dry_run.show(config)
   said = capsys.readouterr().out

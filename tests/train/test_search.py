@@ -19,6 +19,7 @@ from comp_jax.train import (
   search,
   sharding,
 )
+from tests.models import model_kit
 from tests.train import kit
 
 PLAN = search.Plan(warmup_stages=1, max_stages=4)
@@ -208,15 +209,11 @@ def test_paired_costs_need_all_batches_of_a_stage(tmp_path):
     run(tmp_path, stage=kit.make_stage(cost="paired"), plan=plan)
 
 
-# In parts, above, and step by step (test_sharding.py) it runs each time.
-@pytest.mark.slow
+# In parts (above) it runs sharded each time, as does a step (test_sharding.py).
 @pytest.mark.parametrize(
   ("devices", "rules"),
-  [
-    (2, sharding.REPLICATED),
-    (8, sharding.REPLICATED),
-    (4, sharding.FULLY_SHARDED),
-  ],
+  [(8, sharding.REPLICATED)]
+  + model_kit.slow_cases((2, sharding.REPLICATED), (4, sharding.FULLY_SHARDED)),
 )
 def test_neither_devices_nor_shardings_change_a_choice(
   whole, tmp_path, capsys, monkeypatch, devices, rules

@@ -109,6 +109,9 @@ def get_config() -> ml_collections.ConfigDict:
   # A mode whose step would remove less than this share of a stage's MACs rests
   # while others can do more.
   c.prune.least_step = 0.1
+  # Modes rest whose step would leave more than the stages up to max_stages can
+  # remove: else a search that tried small modes ends above its target.
+  c.prune.keep_pace = False
   # Training steps of a stage.
   c.prune.stage_steps = 20
   # ... whose batches lie on the devices at once; 0: all of a stage's.

@@ -25,6 +25,7 @@ _FREE = (
   "model.granularity",
   "prune.cost",
   "prune.least_step",
+  "prune.keep_pace",
   "prune.modes",
   "prune.save_every",
   "prune.chunk",

@@ -78,7 +78,13 @@ class Run:
       recipe["modes"] = "+".join(_get(config, "prune.modes"))
     resting, weighing = None, None
     if self.schedule in recipe_lib.SINGLE:
-      resting = _set({"least_step": _get(config, "prune.least_step")})
+      resting = _set(
+        {
+          "least_step": _get(config, "prune.least_step"),
+          # Off in runs from before there was a pace.
+          "keep_pace": _get(config, "prune.keep_pace") or None,
+        }
+      )
     if self.schedule in recipe_lib.WEIGHING:
       weighing = _set({**strategy, "cost": _get(config, "prune.cost")})
     return _set(recipe), scored, resting, weighing

@@ -113,7 +113,8 @@ _STAGE = Record(
     ),
     "exhausted": Table(
       value=Leaf(kind="bool"),
-      doc="modes that have nothing left to remove, or rest (prune.least_step)",
+      doc="modes that have nothing left to remove, or rest (prune.least_step, "
+      "prune.keep_pace)",
     ),
     "removable": Table(
       value=_real("removable"),

@@ -170,6 +170,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       stage_macs=config.ratio / config.prune.num_stages,
       calibration=min(config.prune.calibration, used),
       least_step=config.prune.least_step,
+      max_stages=config.prune.max_stages if config.prune.keep_pace else None,
       cost=config.prune.cost,
     ),
     allowed=allowed,

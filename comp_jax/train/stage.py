@@ -108,7 +108,7 @@ class Stage(effects.Effects):
     """
     next_key, choice_key, score_key = jax.random.split(state.key, 3)
     removable = self.removable(state)
-    exhausted = self.exhausted(removable)
+    exhausted = self.exhausted(state, removable)
     active = prune & self.active(state) & ~jnp.all(exhausted)
     running = active | ~prune
     uncut = self.uncut(state, batches, select)

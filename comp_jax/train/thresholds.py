@@ -36,6 +36,8 @@ class Settings:
       the token counts and in what training gains meanwhile, so its cost says
       little and a stage of it alone is wasted: where one mode is raised per
       stage, it rests while others can do more.
+    max_stages: stages in which a search must arrive: modes whose step would
+      leave the later ones too much rest (`late`). None keeps no pace.
     bisections: halvings of theta's range.
     cost: what MPS learns: `eq8` (what a stage and its training cost),
       `immediate` (before its training) or `paired` (after it, against the
@@ -47,6 +49,7 @@ class Settings:
   stage_macs: float | Float[Array, ""]
   calibration: int
   least_step: float = 0.1
+  max_stages: int | None = None
   bisections: int = 12
   cost: str = "eq8"
 
@@ -133,14 +136,42 @@ class Thresholds:
     now = jnp.where(self.is_token, tokens, units)
     return now / jnp.maximum(dense, 1.0)
 
-  def exhausted(self, removable: Float[Array, " m"]) -> Bool[Array, " m"]:
-    """Modes that have nothing left to remove, or too little to be judged."""
+  def exhausted(
+    self, state: state_lib.SearchState, removable: Float[Array, " m"]
+  ) -> Bool[Array, " m"]:
+    """Modes that have nothing left to remove, or rest: where one is raised.
+
+    Their step is too small to be judged, or to arrive in the stages left.
+
+    Args:
+      state: before a stage.
+      removable: by each mode, as a fraction of dense.
+    """
     empty = removable < EXHAUSTED
     if self.recipe.schedule not in recipe_lib.SINGLE:
       return empty
     step = STAGE_SHARE * removable
     small = empty | (step < self.settings.least_step * self.settings.stage_macs)
-    return jnp.where(jnp.all(small), empty, small)
+    return jnp.where(jnp.all(small), empty, small) | self.late(state, removable)
+
+  def late(
+    self, state: state_lib.SearchState, removable: Float[Array, " m"]
+  ) -> Bool[Array, " m"]:
+    """Modes after whose step the stages left would not reach the target.
+
+    Never the mode of the largest step. What later stages remove is that of the
+    mode with most to remove, which has less each time.
+    """
+    settings = self.settings
+    if settings.max_stages is None:
+      return jnp.zeros(removable.shape, bool)
+    step = jnp.minimum(settings.stage_macs, STAGE_SHARE * removable)
+    ahead = jnp.arange(settings.max_stages)
+    most = STAGE_SHARE * jnp.max(removable) * (1.0 - STAGE_SHARE) ** ahead
+    after = ahead < settings.max_stages - state.strategy.stage
+    reach = jnp.sum(jnp.where(after, jnp.minimum(settings.stage_macs, most), 0))
+    due = state.macs - settings.target - reach
+    return step < jnp.minimum(due, jnp.max(step))
 
   @property
   def planned(self) -> Float[Array, ""]:

@@ -120,7 +120,7 @@ def choices(
   validate = jax.jit(stage.validate)
   dense = validate(params, stage.ones, stage.off, select)
   state = _dense(stage, params, batches, dense)
-  live = np.asarray(~stage.exhausted(stage.removable(state)))
+  live = np.asarray(~stage.exhausted(state, stage.removable(state)))
   if not live.any():
     raise errors.UserError(
       "no mode can remove what a stage should: raise config.ratio, or allow "

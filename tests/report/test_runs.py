@@ -87,12 +87,16 @@ def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
   kit.save(tmp_path / "3", make(1, "uniform"), prune=rests)
   kit.save(tmp_path / "4", make(0, "round_robin"), prune=rests)
   kit.save(tmp_path / "5", make(1, "round_robin"), prune={**rests, **steps})
-  (members,) = comparable.gather([tmp_path / f"{i}" for i in (2, 3, 4, 5)])[
-    0
-  ].values()
+  # Runs from before there was a pace kept none.
+  for index, pace in ((6, True), (7, False)):
+    report = make(2 + pace, "round_robin")
+    kit.save(tmp_path / f"{index}", report, prune={**rests, "keep_pace": pace})
+  paths = [tmp_path / f"{i}" for i in range(2, 8)]
+  (members,) = comparable.gather(paths)[0].values()
   assert {run.method for run in members} == {
     "uniform",
     "round_robin (least_step=0.5)",
+    "round_robin (least_step=0.5, keep_pace=True)",
     "round_robin (least_step=0.1)",
   }
 

@@ -15,7 +15,7 @@ a fixed hash) is all that choices see.
 
 T2I R@10 on dev: ridge map alone 0.236 (--config.train.steps=0), after the first
 180 steps 0.506, after the second 0.555; 23 minutes each on two shared CPU
-cores. Pruned by 0.7 (mean of three seeds) 0.302, and 0.259 with
+cores. Pruned by 0.7 (mean of four seeds) 0.284, and 0.258 with
 `--config.recipe.name=uniform`, in half an hour of one core each. At 0.85 CoMP
 takes more than the 11 stages that it may have (--config.prune.max_stages=20;
 stages that are not used go to fine-tuning): 0.127, and 0.101 (two seeds).

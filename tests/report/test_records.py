@@ -38,6 +38,7 @@ def test_a_page_has_the_tables_of_its_records(folder):
 
 
 _README = {
+  "pace": "**CoMP**, `keep_pace`",
   "comp": "**CoMP**",
   "uniform": "`uniform`",
   "magnitude": "`magnitude`",

@@ -107,7 +107,9 @@ def test_trials_side_by_side_cost_what_they_cost_in_turn():
     )
     return np.asarray(found)
 
-  np.testing.assert_allclose(costs(wide), costs(stage), rtol=1e-4)
+  # What rounds is the metric, here -6.5, by up to 1e-6; a cost is a difference
+  # of two over the 0.02 to 0.1 of the MACs that a trial removes.
+  np.testing.assert_allclose(costs(wide), costs(stage), rtol=1e-5, atol=5e-5)
   assert costs(wide)[-1] == 0 and (costs(wide)[:-1] != 0).all()
 
 

@@ -165,6 +165,35 @@ def choose(
   )
 
 
+def late(
+  removable: Float[Array, " m"],
+  excess: Float[Array, ""],
+  stage_macs: Number,
+  share: float,
+  stage: Int[Array, ""],
+  stages: int,
+) -> Bool[Array, " m"]:
+  """Modes after whose step the stages left would not reach the target. Ours.
+
+  A stage removes `stage_macs`, or `share` of what its mode has where that is
+  less; those to come, that of the mode with most, which has less each time.
+  Never the mode of the largest step.
+
+  Args:
+    removable: by each mode, as a fraction of dense.
+    excess: MACs above the target, as a fraction of dense.
+    stage_macs: that a stage removes, likewise.
+    share: of what its mode has, that a stage removes at most.
+    stage: the stage about to run, counted from 1.
+    stages: in which the search must arrive.
+  """
+  step = jnp.minimum(stage_macs, share * removable)
+  ahead = jnp.arange(stages)
+  most = share * jnp.max(removable) * (1.0 - share) ** ahead
+  later = jnp.where(ahead < stages - stage, jnp.minimum(stage_macs, most), 0.0)
+  return step < jnp.minimum(excess - jnp.sum(later), jnp.max(step))
+
+
 def longest_idle(state: State, exhausted: Bool[Array, " m"]) -> Int[Array, ""]:
   """The live mode that has waited longest: each in turn, whatever it costs."""
   never = jnp.iinfo(state.last.dtype).max

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from comp_jax.core import groups as groups_lib
-from comp_jax.core import importance
+from comp_jax.core import importance, mps
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.recipes import recipe as recipe_lib
@@ -37,7 +37,7 @@ class Settings:
       little and a stage of it alone is wasted: where one mode is raised per
       stage, it rests while others can do more.
     max_stages: stages in which a search must arrive: modes whose step would
-      leave the later ones too much rest (`late`). None keeps no pace.
+      leave the later ones too much rest (`mps.late`). None keeps no pace.
     bisections: halvings of theta's range.
     cost: what MPS learns: `eq8` (what a stage and its training cost),
       `immediate` (before its training) or `paired` (after it, against the
@@ -139,39 +139,22 @@ class Thresholds:
   def exhausted(
     self, state: state_lib.SearchState, removable: Float[Array, " m"]
   ) -> Bool[Array, " m"]:
-    """Modes that have nothing left to remove, or rest: where one is raised.
+    """Modes that have nothing left to remove (`removable`), or rest.
 
-    Their step is too small to be judged, or to arrive in the stages left.
-
-    Args:
-      state: before a stage.
-      removable: by each mode, as a fraction of dense.
+    Where one is raised per stage, those rest whose step is too small to be
+    judged, or to arrive in the stages left.
     """
     empty = removable < EXHAUSTED
     if self.recipe.schedule not in recipe_lib.SINGLE:
       return empty
-    step = STAGE_SHARE * removable
-    small = empty | (step < self.settings.least_step * self.settings.stage_macs)
-    return jnp.where(jnp.all(small), empty, small) | self.late(state, removable)
-
-  def late(
-    self, state: state_lib.SearchState, removable: Float[Array, " m"]
-  ) -> Bool[Array, " m"]:
-    """Modes after whose step the stages left would not reach the target.
-
-    Never the mode of the largest step. What later stages remove is that of the
-    mode with most to remove, which has less each time.
-    """
-    settings = self.settings
+    settings, step = self.settings, STAGE_SHARE * removable
+    small = empty | (step < settings.least_step * settings.stage_macs)
+    rests = jnp.where(jnp.all(small), empty, small)
     if settings.max_stages is None:
-      return jnp.zeros(removable.shape, bool)
-    step = jnp.minimum(settings.stage_macs, STAGE_SHARE * removable)
-    ahead = jnp.arange(settings.max_stages)
-    most = STAGE_SHARE * jnp.max(removable) * (1.0 - STAGE_SHARE) ** ahead
-    after = ahead < settings.max_stages - state.strategy.stage
-    reach = jnp.sum(jnp.where(after, jnp.minimum(settings.stage_macs, most), 0))
-    due = state.macs - settings.target - reach
-    return step < jnp.minimum(due, jnp.max(step))
+      return rests
+    excess, most = state.macs - settings.target, settings.stage_macs
+    time = state.strategy.stage, settings.max_stages
+    return rests | mps.late(removable, excess, most, STAGE_SHARE, *time)
 
   @property
   def planned(self) -> Float[Array, ""]:

@@ -327,3 +327,21 @@ def test_vmapped_is_looped():
 def test_unknown_cold_start_is_refused():
   with pytest.raises(ValueError, match="cold_start"):
     mps.Options(cold_start="guess")
+
+
+@pytest.mark.parametrize("number", [1, 4, 6, 7, 8])
+@pytest.mark.parametrize("excess", [0.0, 0.12, 0.21, 0.3, 0.5])
+def test_modes_are_late_after_which_the_others_cannot_arrive(number, excess):
+  """Of 8 stages that remove 0.1 each, or a fifth of what their mode has."""
+  removable = np.array([0.7, 0.4, 0.2, 0.02])
+  step = [min(0.1, 0.2 * each) for each in removable]
+  # The largest mode alone in all later stages.
+  later, most = 0.0, removable.max()
+  for _ in range(number, 8):
+    later += min(0.1, 0.2 * most)
+    most -= 0.2 * most
+  expected = [excess - mine - later > 0 and mine < max(step) for mine in step]
+  found = jax.jit(mps.late, static_argnums=(2, 3, 5))(
+    jnp.asarray(removable), jnp.float32(excess), 0.1, 0.2, number, 8
+  )
+  np.testing.assert_array_equal(found, expected)

@@ -98,6 +98,11 @@ def test_first_costs_are_of_the_kind_that_is_learnt(paired, warm):
 def test_trials_side_by_side_cost_what_they_cost_in_turn():
   stage, select = kit.make_stage(ratio=0.4), kit.select()
   state, batches = kit.initial(stage), next(kit.batches(0))
+  # At twice the weights every trial moves the metric: no cost is a difference
+  # of two that are next to equal, which rounding would decide.
+  params = jax.tree.map(lambda x: 2 * x, state.params)
+  metric, _ = jax.jit(stage.validate)(params, state.masks, stage.off, select)
+  state = dataclasses.replace(state, params=params, metric=metric)
   wide = dataclasses.replace(stage, side_by_side=True)
   tried = jnp.array([True, True, True, False])
 
@@ -107,9 +112,7 @@ def test_trials_side_by_side_cost_what_they_cost_in_turn():
     )
     return np.asarray(found)
 
-  # What rounds is the metric, here -6.5, by up to 1e-6; a cost is a difference
-  # of two over the 0.02 to 0.1 of the MACs that a trial removes.
-  np.testing.assert_allclose(costs(wide), costs(stage), rtol=1e-5, atol=5e-5)
+  np.testing.assert_allclose(costs(wide), costs(stage), rtol=1e-4)
   assert costs(wide)[-1] == 0 and (costs(wide)[:-1] != 0).all()
 
 

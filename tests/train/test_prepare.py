@@ -184,8 +184,10 @@ def test_a_checkpoint_of_another_architecture_lists_what_differs(config):
 def test_a_checkpoint_may_have_more_positions_than_the_texts_need(config):
   config.data.text_length = 16
   config.prune.least_step = 0.3
+  config.prune.keep_pace = True
   job = prepare.prepare(config)
   assert job.stage.settings.least_step == 0.3
+  assert job.stage.settings.max_stages == config.prune.max_stages
   assert job.spec.text.max_length == 24
   assert job.select["text_ids"].shape[-1] == 16
 

@@ -225,62 +225,6 @@ def test_the_immediate_cost_is_learnt_where_it_is_asked_for(trained):
   assert after.strategy.cost[int(record.mode)] == record.immediate_cost
 
 
-def at(number, macs):
-  """A state before this stage, at this part of the dense MACs."""
-  state = kit.weightless(kit.make_stage(), {"vision": [17], "text": [9, 5]})
-  strategy = dataclasses.replace(state.strategy, stage=jnp.asarray(number))
-  return dataclasses.replace(state, strategy=strategy, macs=jnp.float32(macs))
-
-
-@pytest.mark.parametrize(
-  ("removable", "resting"),
-  [
-    ((0.4, 0.35, 0.3, 0.0), (False, False, True, True)),
-    # Nobody can do more: what is left is taken.
-    ((0.3, 0.3, 5e-4, 0.0), (False, False, True, True)),
-  ],
-)
-def test_a_mode_whose_step_is_small_rests_while_others_can_do_more(
-  removable, resting
-):
-  stage = kit.make_stage(ratio=0.5, stages=4)
-  # A stage removes 0.125, and at most a fifth of what its mode has left.
-  settings = dataclasses.replace(stage.settings, least_step=0.5)
-  stage = dataclasses.replace(stage, settings=settings)
-  found = stage.exhausted(at(1, 1.0), jnp.asarray(removable))
-  np.testing.assert_array_equal(found, resting)
-
-
-def test_no_mode_rests_where_nothing_is_weighed():
-  stage = kit.make_stage("uniform", ratio=0.5, stages=4)
-  settings = dataclasses.replace(stage.settings, least_step=0.5)
-  stage = dataclasses.replace(stage, settings=settings)
-  found = stage.exhausted(at(1, 1.0), jnp.asarray((0.4, 0.35, 0.3, 0.0)))
-  np.testing.assert_array_equal(found, (False, False, False, True))
-
-
-@pytest.mark.parametrize("number", [1, 4, 6, 7, 8])
-@pytest.mark.parametrize("macs", [0.5, 0.62, 0.71, 0.8, 1.0])
-def test_modes_rest_that_would_make_a_search_late(number, macs):
-  """Of 8 stages that remove 0.1 each, or a fifth of what their mode has."""
-  stage = kit.make_stage(ratio=0.5, stages=5)
-  settings = dataclasses.replace(stage.settings, max_stages=8, least_step=0.0)
-  stage = dataclasses.replace(stage, settings=settings)
-  removable = np.array([0.7, 0.4, 0.2, 0.02])
-  step = [min(0.1, 0.2 * each) for each in removable]
-  # The largest mode alone in all later stages.
-  after, most = 0.0, removable.max()
-  for _ in range(number, 8):
-    after += min(0.1, 0.2 * most)
-    most -= 0.2 * most
-  expected = [macs - mine - after > 0.5 and mine < max(step) for mine in step]
-  found = stage.exhausted(at(number, macs), jnp.asarray(removable))
-  np.testing.assert_array_equal(found, expected)
-  anew = dataclasses.replace(settings, max_stages=None)
-  stage = dataclasses.replace(stage, settings=anew)
-  assert not np.any(stage.exhausted(at(number, macs), jnp.asarray(removable)))
-
-
 def test_a_search_that_fades_throughout_runs_all_its_stages():
   """Masks that still fade may touch the target before they are hard."""
   stage = kit.make_stage("upop", ratio=0.5, stages=4)

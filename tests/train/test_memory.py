@@ -10,7 +10,14 @@ import pytest
 from comp_jax.core.execution import DENSE
 from comp_jax.models import families
 from comp_jax.tasks import library, task
-from comp_jax.train import checkpoints, fit, metrics, sharding, step
+from comp_jax.train import (
+  checkpoints,
+  compiled,
+  fit,
+  metrics,
+  sharding,
+  step,
+)
 from tests.models import model_kit
 from tests.train import kit, test_search, test_sweep
 
@@ -72,6 +79,21 @@ def test_training_resumes_with_the_same_bits(whole, tmp_path):
   memory = whole[2]
   assert int(memory["step"]) == 4 and int(memory["pointer"]) == 0
   assert np.all(np.asarray(memory["concept"]) >= 0)
+
+
+def test_training_gives_its_buffers_away(tmp_path, monkeypatch):
+  """Weights, moments and memory: none is held twice."""
+  call, given = compiled.Compiled.__call__, []
+
+  def spied(run, state, batch):
+    result = call(run, state, batch)
+    given.append([x.is_deleted() for x in jax.tree.leaves(state)])
+    return result
+
+  monkeypatch.setattr(compiled.Compiled, "__call__", spied)
+  _fit(tmp_path)
+  assert len(given) == SCHEDULE.chunks
+  assert all(map(all, given))
 
 
 def test_negatives_and_queues_are_those_of_the_whole_batch(whole, tmp_path):

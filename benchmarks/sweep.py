@@ -36,6 +36,7 @@ def make(job: prepare.Job, points) -> sweep.Sweep:
     stage=job.stage,
     num_stages=config.prune.num_stages,
     plan=job.plan,
+    stage_steps=STEPS.value,
     optimizer=lambda rate: prepare.optimizer(config, rate),
     finetune=setup.schedule(config.finetune),
     members=[

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pathlib
 
 import pytest
@@ -59,7 +60,7 @@ def test_nothing_imports_upwards(path):
   "path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name
 )
 def test_what_a_benchmark_calls_exists(path):
-  """No test runs a benchmark: at least its names are held to the modules."""
+  """No test runs a benchmark: its names and arguments are held to ours."""
   tree = ast.parse(path.read_text(encoding="utf-8"))
   modules = {
     alias.name: importlib.import_module(f"{node.module}.{alias.name}")
@@ -78,6 +79,24 @@ def test_what_a_benchmark_calls_exists(path):
     if name in modules and not hasattr(modules[name], attr)
   ]
   assert modules and not gone, f"{path.name} calls {gone}"
+  for call in ast.walk(tree):
+    if not isinstance(call, ast.Call) or not _ours(call.func, modules):
+      continue
+    words = {word.arg: None for word in call.keywords}
+    if None in words or any(isinstance(a, ast.Starred) for a in call.args):
+      continue
+    named = getattr(modules[call.func.value.id], call.func.attr)
+    # Raises where one is missing or unknown.
+    inspect.signature(named).bind(*call.args, **words)
+
+
+def _ours(called, modules):
+  """Whether it is `module.name` of one of these modules."""
+  return (
+    isinstance(called, ast.Attribute)
+    and isinstance(called.value, ast.Name)
+    and called.value.id in modules
+  )
 
 
 @pytest.mark.parametrize(

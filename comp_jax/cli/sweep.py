@@ -257,8 +257,7 @@ def _run_all(
             if running.pop(name).returncode:
               said = _log(workdir, name).read_text().strip() or "no message"
               failed[name] = said.splitlines()[-1].removeprefix("error: ")
-          if ended:
-            _gather(groups, workdir, failed)
+          _gather(groups, workdir, failed)
           live.update(_table(groups, workdir, failed), refresh=True)
     finally:
       # Children save at SIGTERM, and go on with the next start.
@@ -284,7 +283,10 @@ def _log(workdir: pathlib.Path, name: str) -> pathlib.Path:
 def _gather(
   groups: Sequence[Group], workdir: pathlib.Path, failed: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-  """Writes the results of all groups as one file, and the index of points."""
+  """Writes the results of all groups as one file, and the index of points.
+
+  Where they changed: a sweep that is killed has what its groups had.
+  """
   from comp_jax.train import sweep_group
 
   results, index = [], []
@@ -299,8 +301,11 @@ def _gather(
         row = {"status": "failed", "reason": failed[group.name]}
       index.append({**group.fixed, **point, "group": group.name, **row})
   lines = [json.dumps(row, sort_keys=True) + "\n" for row in results]
-  atomic.write_text(workdir / runs.RESULTS, "".join(lines))
-  atomic.write_json(workdir / runs.INDEX, {"points": index})
+  said = atomic.to_json({"points": index})
+  for name, now in ((runs.RESULTS, "".join(lines)), (runs.INDEX, said)):
+    path = workdir / name
+    if not path.exists() or path.read_text(encoding="utf-8") != now:
+      atomic.write_text(path, now)
   return results
 
 

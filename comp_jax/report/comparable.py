@@ -129,29 +129,30 @@ def _of_one_model(
   Its path says nothing: a model that was trained again has the same one. Runs
   that do not tell their weights are taken at their word.
   """
-  known = collections.Counter(filter(None, map(_digest, members)))
+  known = collections.Counter(filter(None, map(digest, members)))
   if not known:
     return list(members), []
   (most, _), *_ = known.most_common(1)
-  usual = [_dense(run) for run in members if _digest(run) == most]
+  usual = [_dense(run) for run in members if digest(run) == most]
   kept, left_out = [], []
   for run in members:
-    if _digest(run) in (None, most) or any(
+    if digest(run) in (None, most) or any(
       _agree(_dense(run), u) for u in usual
     ):
       kept.append(run)
     else:
-      reason = f"pruned another dense model than most ({_digest(run)[:12]})"
+      reason = f"pruned another dense model than most ({digest(run)[:12]})"
       left_out.append(runs.LeftOut(path=run.path, reason=reason))
   return kept, left_out
 
 
 def trainings(members: Sequence[runs.Run]) -> int:
   """How many trainings the dense model of compared runs is from."""
-  return len(set(filter(None, map(_digest, members))))
+  return len(set(filter(None, map(digest, members))))
 
 
-def _digest(run: runs.Run) -> str | None:
+def digest(run: runs.Run) -> str | None:
+  """Of the dense weights that a run pruned; None where it does not tell."""
   return run.report.get("dense_digest")
 
 

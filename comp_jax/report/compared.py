@@ -3,14 +3,17 @@
 import collections
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from comp_jax.report import bootstrap, runs, tables, text
 from comp_jax.report import comparison as comparison_lib
 
 
 def grids(comparison: comparison_lib.Comparison) -> list[tables.Grid]:
-  """One table per ratio; the paper's column only where it has a number."""
+  """One table per ratio, and which of their cells were run.
+
+  The paper's column only where it has a number.
+  """
   by_ratio = collections.defaultdict(list)
   for cell in comparison.cells:
     by_ratio[cell.ratio].append(cell)
@@ -30,7 +33,7 @@ def grids(comparison: comparison_lib.Comparison) -> list[tables.Grid]:
     *(("seeds alone",) if several else ()),
     *(("paper",) if some else ()),
   )
-  return [
+  found = [
     tables.Grid(
       title=f"Ratio {ratio:g}",
       columns=columns,
@@ -53,6 +56,30 @@ def grids(comparison: comparison_lib.Comparison) -> list[tables.Grid]:
     )
     for ratio, cells in by_ratio.items()
   ]
+  return [*found, _coverage(by_ratio)] if len(by_ratio) > 1 else found
+
+
+def _coverage(
+  by_ratio: Mapping[float, Sequence[comparison_lib.Cell]],
+) -> tables.Grid:
+  """How many seeds each method has at each ratio: what nobody ran is no 0."""
+  methods = sorted(
+    {cell.method for cells in by_ratio.values() for cell in cells}
+  )
+  seeds = {
+    (cell.method, ratio): str(len(cell.seeds))
+    for ratio, cells in by_ratio.items()
+    for cell in cells
+  }
+  return tables.Grid(
+    title="Seeds that were run",
+    columns=("Recipe", *(f"{ratio:g}" for ratio in by_ratio)),
+    rows=tuple(
+      (method, *(seeds.get((method, ratio), "not run") for ratio in by_ratio))
+      for method in methods
+    ),
+    left=1,
+  )
 
 
 def notes(comparison: comparison_lib.Comparison) -> list[str]:

@@ -172,11 +172,7 @@ def compare(
   mixed = ()
   if differing:
     mixed = (f"From ratio to ratio these differ: {', '.join(differing)}.",)
-  if (count := comparable.trainings(members)) > 1:
-    mixed += (
-      f"The dense model is from {count} trainings that agree within "
-      f"{comparable.SAME:g} in each metric.",
-    )
+  mixed += _trainings(members, cells, reference)
   sign = 1 if metric == "loss" else -1
   cells.sort(key=lambda cell: (cell.ratio, sign * cell.mean, cell.method))
   return Comparison(
@@ -189,6 +185,32 @@ def compare(
     cells=tuple(cells),
     remarks=(*mixed, *sorted(set(remarks))),
   ), left_out
+
+
+def _trainings(
+  members: Sequence[runs.Run], cells: Sequence[Cell], reference: str
+) -> tuple[str, ...]:
+  """That the dense model was trained more than once, and what that touches."""
+  count = comparable.trainings(members)
+  if count < 2:
+    return ()
+  digests = {run.key: comparable.digest(run) for run in members}
+  crossing = []
+  for cell in cells:
+    pairs = (
+      (digests[cell.method, cell.ratio, seed], other)
+      for seed in cell.seeds
+      if (other := digests.get((reference, cell.ratio, seed)))
+    )
+    if any(ours and ours != theirs for ours, theirs in pairs):
+      crossing.append(f"{cell.method} at {cell.ratio:g}")
+  said = (
+    f"The dense model is from {count} trainings that agree within "
+    f"{comparable.SAME:g} in each metric"
+  )
+  if crossing:
+    said += f"; these differences pair runs of two: {', '.join(crossing)}"
+  return (f"{said}.",)
 
 
 def _remarks(run: runs.Run) -> list[str]:

@@ -240,6 +240,8 @@ def choices(found: Mapping[str, Any], chunk: int) -> section.Section:
   rows = []
   for size, costs in subsets.items():
     chosen = costs.argmin(axis=1)
+    # Of the subsets that might have been drawn; a single one tells none.
+    spreads = costs.std(axis=0, ddof=min(1, len(costs) - 1))
     rows.append(
       (
         str(size),
@@ -248,9 +250,7 @@ def choices(found: Mapping[str, Any], chunk: int) -> section.Section:
         text.number(whole[chosen].mean()),
         *(
           f"{text.number(mean)} ± {text.number(spread)}"
-          for mean, spread in zip(
-            costs.mean(axis=0), costs.std(axis=0), strict=True
-          )
+          for mean, spread in zip(costs.mean(axis=0), spreads, strict=True)
         ),
       )
     )

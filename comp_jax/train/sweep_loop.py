@@ -181,7 +181,7 @@ def _search(
       history[i].append(
         search.stage_row(index, record, stages[i], warming, seconds / sum(live))
       )
-    note("search", [rows[-1] for rows in history])
+    note("search", [rows[-1] if rows else {} for rows in history])
     stop = watch.requested()
     # The last stage is always kept: what follows may be stopped too.
     over = index + 1 == plan.total or not any(_live(stages, history, failed))

@@ -13,7 +13,8 @@ from comp_jax.cli import configs, sweep, verbs
 from comp_jax.report import runs
 from comp_jax.train import sweep_group
 
-# A process of a group: the first is done, the second fails, others wait.
+# A process of a group: the first is done, the second fails, others wait after
+# their first point.
 CHILD = """#!/bin/sh
 while [ "$1" != --workdir ]; do shift; done
 sweep=$2
@@ -24,6 +25,7 @@ case $name in
     echo 'ROW' > results.jsonl;;
   group_1) echo "error: no such data" >&2; exit 2;;
   *) trap "touch $sweep/told; exit 130" TERM INT
+    mkdir $sweep/$name; echo 'ROW' > $sweep/$name/results.jsonl
     touch $sweep/waits
     for tick in $(seq 600); do sleep 0.05; done;;
 esac
@@ -181,8 +183,12 @@ def test_a_signal_reaches_the_children_and_keeps_what_is_there(
   def interrupt():
     while not (folder / "waits").exists():
       time.sleep(0.05)
-    # What is done is gathered while others run.
-    seen.append((folder / runs.RESULTS).exists())
+    # What is done is gathered, and indexed, while its group runs.
+    for _ in range(200):
+      seen[:] = [status for _, status, _ in _index(tmp_path)]
+      if seen[2] == "done":
+        break
+      time.sleep(0.05)
     os.kill(os.getpid(), number)
 
   seen, thread = [], threading.Thread(target=interrupt)
@@ -190,12 +196,7 @@ def test_a_signal_reaches_the_children_and_keeps_what_is_there(
   before = signal.getsignal(signal.SIGTERM)
   assert children("comp,uniform,random,tome") == 130
   thread.join()
-  assert seen == [True]
+  assert seen == ["done", "failed", "done", "waiting"]
   assert (folder / "told").exists()
-  assert [status for _, status, _ in _index(tmp_path)] == [
-    "done",
-    "failed",
-    "waiting",
-    "waiting",
-  ]
+  assert [status for _, status, _ in _index(tmp_path)] == seen
   assert signal.getsignal(signal.SIGTERM) is before

@@ -51,6 +51,18 @@ def test_means_intervals_and_paired_differences(folder):
   assert wanda.difference_interval is None
 
 
+def test_what_nobody_ran_is_said(folder):
+  (members,) = comparable.gather([folder])[0].values()
+  result, _ = comparison.compare(members, split="test")
+  *_, grid = compared.grids(result)
+  assert grid.columns == ("Recipe", "0.5", "0.7")
+  assert grid.rows == (
+    ("comp", "1", "4"),
+    ("comp (score=wanda, explore=0.1)", "not run", "1"),
+    ("uniform", "not run", "3"),
+  )
+
+
 def test_without_comp_differences_are_from_its_only_form(tmp_path, make):
   for recipe, value in (("comp_wanda", 0.4), ("uniform", 0.3)):
     kit.save(tmp_path / recipe, kit.with_recall(make(0, recipe), value))

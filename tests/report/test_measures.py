@@ -96,7 +96,7 @@ def test_choices_say_how_often_fewer_examples_choose_alike():
   assert grid.title == "All examples choose b"
   # The second of two subsets prefers what costs 2 on all examples.
   assert grid.rows == (
-    ("32", "2", "50 %", "1.500", "2.000 ± 1.000", "1.500 ± 0.500"),
+    ("32", "2", "50 %", "1.500", "2.000 ± 1.414", "1.500 ± 0.707"),
     ("all", "1", "", "1.000", "2.000", "1.000"),
   )
 

@@ -162,10 +162,9 @@ def test_the_usual_stages_are_those_of_a_ratio(tmp_path, make):
 
 def test_runs_of_another_dense_model_are_left_out(tmp_path, make):
   """A dense model that was trained again has the same path."""
-  for index, (digest, more) in enumerate(
-    [("aa", 0), ("aa", 0), ("bb", 0.02), (None, 0.02), ("cc", 0.001)]
-  ):
-    report = make(index)
+  models = [("aa", 0), ("aa", 0), ("bb", 0.02), (None, 0.02), ("cc", 0.001)]
+  for index, (digest, more) in enumerate([*models, ("cc", 0.001)]):
+    report = make(0, "uniform") if index == len(models) else make(index)
     for row in report["metrics"]["dense"].values():
       row["t2i_r10"] += more
     if digest:
@@ -175,9 +174,10 @@ def test_runs_of_another_dense_model_are_left_out(tmp_path, make):
   (members,) = models.values()
   assert out.path.name == "2" and "another dense model" in out.reason
   # The same training on another machine differs by rounding, and is told.
-  assert len(members) == 4
+  assert len(members) == 5
   result, _ = comparison.compare(members)
-  assert any("from 2 trainings" in remark for remark in result.remarks)
+  (remark,) = [said for said in result.remarks if "from 2 trainings" in said]
+  assert remark.endswith("these differences pair runs of two: uniform at 0.7.")
 
 
 def test_why_a_folder_has_no_report(tmp_path, make):

@@ -49,8 +49,6 @@ def get_config() -> ml_collections.ConfigDict:
   c.recipe.strategy.scarcity = 2.0
   c.prune.num_stages = 8
   c.prune.max_stages = 11
-  # Seed 3 at 0.7, fine-tuned, on `select`: T2I R@10 0.249 without, 0.325 with.
-  c.prune.keep_pace = True
   c.prune.stage_steps = 4
   c.prune.batch_size = 32
   # At the 5e-5 of dense training four steps without any pruning take the

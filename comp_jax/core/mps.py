@@ -167,7 +167,8 @@ def choose(
 
 def late(
   removable: Float[Array, " m"],
-  excess: Float[Array, ""],
+  macs: Float[Array, ""],
+  target: Number,
   stage_macs: Number,
   share: float,
   stage: Int[Array, ""],
@@ -176,22 +177,38 @@ def late(
   """Modes after whose step the stages left would not reach the target. Ours.
 
   A stage removes `stage_macs`, or `share` of what its mode has where that is
-  less; those to come, that of the mode with most, which has less each time.
-  Never the mode of the largest step.
+  less. Those to come are taken to be of the mode with the largest step each,
+  and a step to take from all other modes in proportion: a unit saves less where
+  fewer tokens pass it. Never the mode that brings the search nearest.
 
   Args:
     removable: by each mode, as a fraction of dense.
-    excess: MACs above the target, as a fraction of dense.
+    macs: before this stage, as a fraction of dense.
+    target: likewise.
     stage_macs: that a stage removes, likewise.
     share: of what its mode has, that a stage removes at most.
     stage: the stage about to run, counted from 1.
     stages: in which the search must arrive.
   """
-  step = jnp.minimum(stage_macs, share * removable)
-  ahead = jnp.arange(stages)
-  most = share * jnp.max(removable) * (1.0 - share) ** ahead
-  later = jnp.where(ahead < stages - stage, jnp.minimum(stage_macs, most), 0.0)
-  return step < jnp.minimum(excess - jnp.sum(later), jnp.max(step))
+  modes = jnp.arange(removable.shape[0])
+
+  def after(macs, removable, mode):
+    step = jnp.minimum(stage_macs, share * removable[mode])
+    others = removable * (1.0 - step / macs)
+    return macs - step, jnp.where(modes == mode, removable - step, others)
+
+  def later(ahead, now):
+    # The mode that has most has the largest step, if not alone.
+    taken = after(*now, jnp.argmax(now[1]))
+    runs = ahead < stages - stage
+    return jax.tree.map(lambda new, old: jnp.where(runs, new, old), taken, now)
+
+  def end(mode):
+    now = after(macs, removable, mode)
+    return jax.lax.fori_loop(0, stages - 1, later, now)[0]
+
+  ends = jax.vmap(end)(modes)
+  return ends > jnp.maximum(target, jnp.min(ends))
 
 
 def longest_idle(state: State, exhausted: Bool[Array, " m"]) -> Int[Array, ""]:

@@ -81,8 +81,8 @@ class Run:
       resting = _set(
         {
           "least_step": _get(config, "prune.least_step"),
-          # Off in runs from before there was a pace.
-          "keep_pace": _get(config, "prune.keep_pace") or None,
+          # Off, too, in runs from before there was a pace.
+          "keep_pace": None if _get(config, "prune.keep_pace") else False,
         }
       )
     if self.schedule in recipe_lib.WEIGHING:

@@ -254,8 +254,7 @@ def short(history: Sequence[Mapping], target: float) -> str:
   return (
     f"the search ended {left:.1%} of the dense MACs above its target: the last "
     "adjustment removes them at once, without training; raise "
-    "config.prune.max_stages, or set config.prune.keep_pace if modes were "
-    "chosen for small steps"
+    "config.prune.max_stages, or leave config.prune.keep_pace on if it is off"
   )
 
 

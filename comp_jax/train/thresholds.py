@@ -152,9 +152,9 @@ class Thresholds:
     rests = jnp.where(jnp.all(small), empty, small)
     if settings.max_stages is None:
       return rests
-    excess, most = state.macs - settings.target, settings.stage_macs
+    way = state.macs, settings.target, settings.stage_macs, STAGE_SHARE
     time = state.strategy.stage, settings.max_stages
-    return rests | mps.late(removable, excess, most, STAGE_SHARE, *time)
+    return rests | mps.late(removable, *way, *time)
 
   @property
   def planned(self) -> Float[Array, ""]:

@@ -330,18 +330,25 @@ def test_unknown_cold_start_is_refused():
 
 
 @pytest.mark.parametrize("number", [1, 4, 6, 7, 8])
-@pytest.mark.parametrize("excess", [0.0, 0.12, 0.21, 0.3, 0.5])
-def test_modes_are_late_after_which_the_others_cannot_arrive(number, excess):
+@pytest.mark.parametrize("target", [0.1, 0.24, 0.4, 0.51, 0.63, 0.8])
+def test_modes_are_late_after_which_the_others_cannot_arrive(number, target):
   """Of 8 stages that remove 0.1 each, or a fifth of what their mode has."""
-  removable = np.array([0.7, 0.4, 0.2, 0.02])
-  step = [min(0.1, 0.2 * each) for each in removable]
-  # The largest mode alone in all later stages.
-  later, most = 0.0, removable.max()
-  for _ in range(number, 8):
-    later += min(0.1, 0.2 * most)
-    most -= 0.2 * most
-  expected = [excess - mine - later > 0 and mine < max(step) for mine in step]
-  found = jax.jit(mps.late, static_argnums=(2, 3, 5))(
-    jnp.asarray(removable), jnp.float32(excess), 0.1, 0.2, number, 8
+  start = [0.7, 0.4, 0.2, 0.02]
+
+  def end(mode):
+    macs, removable = 0.8, list(start)
+    for _ in range(number, 9):
+      step = min(0.1, 0.2 * removable[mode])
+      for other in range(4):
+        removable[other] *= 1 if other == mode else 1 - step / macs
+      removable[mode] -= step
+      macs -= step
+      mode = max(range(4), key=lambda i: removable[i])
+    return macs
+
+  ends = [end(mode) for mode in range(4)]
+  expected = [x > target and x > min(ends) for x in ends]
+  found = jax.jit(mps.late, static_argnums=(3, 4, 6))(
+    jnp.asarray(start), jnp.float32(0.8), target, 0.1, 0.2, number, 8
   )
   np.testing.assert_array_equal(found, expected)

@@ -3,9 +3,12 @@
 import json
 import pathlib
 
+import jax.numpy as jnp
 import pytest
 
+from comp_jax.core import mps
 from comp_jax.report import comparable, compared, comparison, tables
+from comp_jax.train import thresholds
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # The page of each folder of records, and the metrics that it shows.
@@ -78,6 +81,39 @@ def _row(recipe, ratio, seeds, reports, row):
   cells += [f"{recall:.3f}" for recall in recalls]
   cells.append("" if row == "dense" else f"{minutes:.0f}")
   return f"| {' | '.join(map(str, cells))} |"
+
+
+@pytest.mark.parametrize("name", ["pace", "comp_0.5", "comp_0.85"])
+def test_searches_that_took_their_time_are_those_of_a_pace(name):
+  """Those that kept one kept a coarser one; others ran out of no stages."""
+  reports = sorted(
+    (DOCS / "records" / "flickr8k").glob(f"{name}_*/report.json")
+  )
+  assert reports
+  for path in reports:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    prune, dense = report["config"]["prune"], report["macs"]["dense"]
+    for row in report["stages"]:
+      if row["mode"] == "warmup":
+        continue
+      rests = mps.late(
+        jnp.array(list(row["removable"].values())),
+        jnp.float32(row["macs_before"] / dense),
+        1 - report["ratio"],
+        report["ratio"] / prune["num_stages"],
+        thresholds.STAGE_SHARE,
+        jnp.asarray(row["index"]),
+        prune["max_stages"],
+      )
+      late = dict(zip(row["removable"], rests.tolist(), strict=True))
+      where = f"{path.parent.name}, stage {row['index']}"
+      if name != "pace":
+        assert not any(late.values()), where
+      elif row["index"] > 3:
+        assert late == row["exhausted"], where
+      else:
+        # The text tower rested then; now its prices speak against it.
+        assert not any(late.values()), where
 
 
 def _readme():

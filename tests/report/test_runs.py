@@ -96,8 +96,8 @@ def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
   assert {run.method for run in members} == {
     "uniform",
     "round_robin (least_step=0.5)",
-    "round_robin (least_step=0.5, keep_pace=True)",
-    "round_robin (least_step=0.1)",
+    "round_robin (least_step=0.5, keep_pace=False)",
+    "round_robin (least_step=0.1, keep_pace=False)",
   }
 
 

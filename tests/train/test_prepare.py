@@ -184,7 +184,7 @@ def test_a_checkpoint_of_another_architecture_lists_what_differs(config):
 def test_a_checkpoint_may_have_more_positions_than_the_texts_need(config):
   config.data.text_length = 16
   config.prune.least_step = 0.3
-  config.prune.keep_pace = True
+  assert config.prune.keep_pace
   job = prepare.prepare(config)
   assert job.stage.settings.least_step == 0.3
   assert job.stage.settings.max_stages == config.prune.max_stages

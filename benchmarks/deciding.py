@@ -2,13 +2,15 @@
 
   python benchmarks/deciding.py
   python benchmarks/deciding.py --validation=128 --validation=64 --rounds=2
+  COMP_JAX_DATA=DIR python benchmarks/deciding.py --validation=256 \
+    --config=configs/flickr8k_dinov2_minilm.py
 
-A stage of the tiny model validates twice, before and after its training, and
-bisects thetas. It is one program: here each of these parts is a program of its
-own on the same arrays, timed in turn with the whole. Within the stage they may
-share work with the rest, so a share is what a part would cost alone. Two stages
-are timed, one that removes units and one that drops tokens, both from a state
-in which tokens are dropped already. The ratios are what to read.
+A stage of the config's model validates twice, before and after its training,
+and bisects thetas. It is one program: here each of these parts is a program of
+its own on the same arrays, timed in turn with the whole. Within the stage they
+may share work with the rest, so a share is what a part would cost alone. Two
+stages are timed, one that removes units and one that drops tokens, both from a
+state in which tokens are dropped already. The ratios are what to read.
 """
 
 import dataclasses
@@ -26,6 +28,9 @@ from comp_jax.core import masks as masks_lib
 from comp_jax.train import prepare, state
 
 _ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = flags.DEFINE_string(
+  "config", str(_ROOT / "configs" / "emoji_tiny.py"), "Whose job it is."
+)
 VALIDATION = flags.DEFINE_multi_integer(
   "validation", [128, 64], "Examples that a stage validates on."
 )
@@ -35,9 +40,10 @@ MODES = ("vision_tokens", "vision_params")
 
 
 def prepared(validation: int) -> prepare.Job:
-  """The job of `configs/emoji_tiny.py` that validates on so many examples."""
-  config = configs.load(str(_ROOT / "configs" / "emoji_tiny.py"))
-  config.prune.validation = config.prune.validation_chunk = validation
+  """The job of the config that validates on so many examples."""
+  config = configs.load(CONFIG.value)
+  config.prune.validation = validation
+  config.prune.validation_chunk = min(config.prune.validation_chunk, validation)
   # The mode that is said to be cheapest is the one that is pruned.
   config.recipe.strategy.explore = 0.0
   return prepare.prepare(config)

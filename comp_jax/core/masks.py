@@ -75,13 +75,16 @@ def mark_lowest(
   macs: Float[Array, " u"],
   indivisible: Bool[Array, " u"],
   need: Float[Array, ""],
+  most: Float[Array, ""] | float = 0.0,
 ) -> Bool[Array, " u"]:
   """The lowest-scored units whose MACs together reach `need`.
 
   Units are taken in order of their score. The first indivisible unit (a head)
   that would overshoot ends the heads: from there neurons alone fill the rest,
-  so the budget is exceeded by less than one neuron. Two cumulative sums; no
-  loop over units. Ties go to the lower index.
+  so the budget is exceeded by less than one neuron. Where there are heads alone
+  the lowest goes even if it exceeds the budget, up to `most`: or a stage of few
+  heads would take none, and so would the next. Two cumulative sums; no loop
+  over units. Ties go to the lower index.
 
   Args:
     score: comparable scores of all units of the chosen modes.
@@ -89,12 +92,15 @@ def mark_lowest(
     macs: what each unit saves, in any unit of MACs.
     indivisible: heads.
     need: MACs to save; nothing is taken for need <= 0.
+    most: MACs that a lone head may save.
   """
   order = jnp.argsort(jnp.where(eligible, score, jnp.inf))
   eligible, macs, indivisible = (
     x[order] for x in (eligible, macs, indivisible)
   )
   saved = jnp.where(eligible, macs, 0.0)
+  lone = (need > 0) & ~jnp.any(eligible & ~indivisible) & (saved[0] <= most)
+  need = jnp.where(lone, jnp.maximum(need, saved[0]), need)
   eligible = eligible & ~(indivisible & (jnp.cumsum(saved) > need))
   saved = jnp.where(eligible, macs, 0.0)
   before = jnp.cumsum(saved) - saved

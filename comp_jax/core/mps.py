@@ -99,9 +99,10 @@ def stage_cost(
 ) -> Float[Array, ""]:
   """Eq. 8: metric lost per MACs removed (fractions of dense); 0/0 is 0."""
   delta = macs_before - macs_after
-  safe = jnp.where(jnp.abs(delta) < 1e-12, 1.0, delta)
+  # Below it a difference of float32 fractions is their rounding.
+  nothing = jnp.abs(delta) < Options.min_delta
   lost = metric_before - metric_after
-  return jnp.where(jnp.abs(delta) < 1e-12, 0.0, lost / safe)
+  return jnp.where(nothing, 0.0, lost / jnp.where(nothing, 1.0, delta))
 
 
 def prices(

@@ -18,6 +18,8 @@ from comp_jax.tasks import task
 
 # The concept of an entry that no batch has filled yet.
 _EMPTY = -100
+# Large: small numbers are those of a key that was split.
+_STREAM = 0x3A7E1D
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +56,7 @@ class Momentum(task.Memory):
       "pointer": jnp.zeros((), jnp.int32),
       "step": jnp.zeros((), jnp.int32),
       # A stream of its own: the caller draws from its key too.
-      "key": jax.random.fold_in(key, 1),
+      "key": jax.random.fold_in(key, _STREAM),
     }
 
   def renewed(self, memory: Mapping, params: Mapping) -> dict:

@@ -1,6 +1,7 @@
 """Exact costs of dense and compact models on validation examples."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -89,6 +90,11 @@ def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
         stage.objective.policy,
       )
   return float(stage.macs(masks, counts))
+
+
+def most(floor: float) -> float:
+  """The highest ratio to three digits that a floor allows: rounded down."""
+  return math.floor(1000 * (1.0 - floor)) / 1000
 
 
 def trim(

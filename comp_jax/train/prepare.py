@@ -83,7 +83,11 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   """
   ranges.check(config)
   recipe = _recipe(config)
-  chunk = min(config.prune.validation_chunk, config.prune.validation)
+  chunk, whose = min(
+    (config.prune.validation_chunk, "prune.validation_chunk"),
+    (config.prune.validation, "prune.validation"),
+    key=lambda named: named[0],
+  )
   mesh, rules = setup.mesh_and_rules(
     config,
     {
@@ -92,7 +96,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         config.finetune.batch_size,
         config.finetune.microbatches,
       ),
-      "prune.validation_chunk": (chunk, 1),
+      whose: (chunk, 1),
       "evaluate.batch_size": (config.evaluate.batch_size, 1),
     },
   )
@@ -125,7 +129,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
   available = len(data.splits["select"]) // chunk * chunk
   if not available:
     raise errors.UserError(
-      f"config.prune.validation_chunk is {chunk}, select has only "
+      f"config.{whose} is {chunk}, select has only "
       f"{len(data.splits['select'])} examples"
     )
   used = min(config.prune.validation // chunk * chunk, available)
@@ -206,7 +210,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f"config.ratio={config.ratio} is beyond what {recipe.name} can remove: "
       f"with {', '.join(job.stage.modes) or 'no mode'} at the floors (config."
       f"model.min_heads, min_neurons) {floor:.1%} of the dense MACs are left; "
-      f"the ratio can be at most {1 - floor:.3f}"
+      f"the ratio can be at most {costs.most(floor):.3f}"
     )
   return job
 

@@ -61,7 +61,7 @@ class Result:
     state: masks, thresholds and weights, settled at the target.
     history: one JSON-ready dict per stage.
     probe: cold-start cost of each mode; empty where none was taken.
-    stages: stages that ran, warm-up included.
+    stages: stages that trained, warm-up included.
     warnings: what a reader of its numbers must know, sentences.
     compilations: of the stage function, or of what trains its parts, in this
       process.
@@ -197,7 +197,7 @@ def search(
     state=settle(state, select),
     history=history,
     probe=costs,
-    stages=len(history),
+    stages=ran(history),
     warnings=list(filter(None, (harmful(history), short(history, target)))),
     compilations=run.compilations,
     seconds=spent + time.monotonic() - began,
@@ -226,6 +226,11 @@ def finished(history: Sequence[Mapping], target: float, due: int = 0) -> bool:
   return arrived or last["mode"] == "none"
 
 
+def ran(history: Sequence[Mapping]) -> int:
+  """Stages that trained: a last one that had nothing to prune stood still."""
+  return sum(row["mode"] != "none" for row in history)
+
+
 def harmful(history: Sequence[Mapping]) -> str:
   """What to tell where the warm-up, which prunes nothing, lost metric.
 
@@ -246,15 +251,17 @@ def harmful(history: Sequence[Mapping]) -> str:
 
 def short(history: Sequence[Mapping], target: float) -> str:
   """What to tell of a search whose stages were over before it arrived."""
-  if not history or finished(history, target):
+  if not history or history[-1]["mode"] == "warmup":
     return ""
   left = history[-1]["macs_fraction"] - target
   if left <= SHORT:
     return ""
+  advice = "raise config.prune.max_stages, and leave config.prune.keep_pace on"
+  if history[-1]["mode"] == "none":
+    advice = "no mode could remove more"
   return (
     f"the search ended {left:.1%} of the dense MACs above its target: the last "
-    "adjustment removes them at once, without training; raise "
-    "config.prune.max_stages, or leave config.prune.keep_pace on if it is off"
+    f"adjustment removes them at once, without training; {advice}"
   )
 
 

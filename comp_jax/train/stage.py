@@ -22,6 +22,9 @@ from comp_jax.train import state as state_lib
 # More than this fraction of dense above the target is no drift.
 FAR = 1e-2
 
+# Folded into a state's key: large, for small numbers are the keys of a split.
+_PROBE = 0x9E0BE
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stage(effects.Effects):
@@ -260,7 +263,7 @@ class Stage(effects.Effects):
       select: validation examples [chunks, c, ...].
     """
     every = jnp.ones(len(self.prunable.modes), bool)
-    key = jax.random.fold_in(state.key, 0)
+    key = jax.random.fold_in(state.key, _PROBE)
     uncut = self.uncut(state, batches, select)
     costs = self.trial_costs(state, every, uncut, batches, select, key)
     return _with_costs(state, costs)

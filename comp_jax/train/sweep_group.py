@@ -180,7 +180,7 @@ def _beyond(recipe: str, floor: float) -> sweep_loop.Found:
     macs=1.0,
     history=[],
     probe={},
-    failed=f"{recipe} can remove at most {1 - floor:.3f} of the MACs",
+    failed=f"{recipe} can remove at most {costs.most(floor):.3f} of the MACs",
   )
 
 

@@ -95,7 +95,7 @@ def run(
   settle = jax.jit(sweep.settle, out_shardings=split)
   states = settle(values, states, select)
   with checkpoints("finetune") as saved:
-    spare = [sweep.plan.total - len(rows) for rows in history]
+    spare = [sweep.plan.total - search.ran(rows) for rows in history]
     tuned, failed, finetune_traces = _finetune(
       sweep,
       values,
@@ -240,7 +240,9 @@ def _finetune(
     return tuned[0], failed, 0
   sources = [batches(seed)(first) for seed in sweep.seeds]
   rows = [{} for _ in chunks]
-  for index in range(first, max(chunks)):
+  # One that failed early has many to spare, and trains no more.
+  most = max(n for n, said in zip(chunks, failed, strict=True) if not said)
+  for index in range(first, most):
     live = np.array(
       [
         not problem and index < count
@@ -254,7 +256,7 @@ def _finetune(
       failed[i] = finite.problem(losses[i], sound[i], start, "finetune")
       rows[i] = {"loss": float(losses[i].mean())}
     note("finetune", rows)
-    last = index + 1 == max(chunks)
+    last = index + 1 == most
     stop = watch.requested()
     if stop or last or (index + 1) % schedule.save_every == 0:
       saved.save(index + 1, tuned, {"failed": failed})

@@ -152,9 +152,10 @@ class Thresholds:
     rests = jnp.where(jnp.all(small), empty, small)
     if settings.max_stages is None:
       return rests
+    # One that rests has no step: it is never the one that all are held to.
     way = state.macs, settings.target, settings.stage_macs, STAGE_SHARE
     time = state.strategy.stage, settings.max_stages
-    return rests | mps.late(removable, *way, *time)
+    return rests | mps.late(jnp.where(rests, 0.0, removable), *way, *time)
 
   @property
   def planned(self) -> Float[Array, ""]:
@@ -227,10 +228,8 @@ class Thresholds:
       whole_heads: False takes neurons only.
       share: the part of them that goes, by the recipe's `unit_cost`.
     """
-    prunable = self.prunable
-    groups = prunable.groups
+    prunable, groups = self.prunable, self.prunable.groups
     scores = self.scores(state, key)
-    unit_macs = prunable.unit_macs(state.masks, state.counts)
 
     def eligible(group):
       leaf = lambda tree: groups_lib.leaf(tree, group.name)  # noqa: E731
@@ -246,9 +245,10 @@ class Thresholds:
       flat(scores),
       flat(masks_lib.build(groups, eligible)) & selected[modes],
     )
-    macs = flat(unit_macs) / self.settings.dense_macs
-    heads = each(lambda g: g.indivisible)
-    marked = masks_lib.mark_lowest(*ordered, macs, heads, need)
+    macs = flat(prunable.unit_macs(state.masks, state.counts))
+    macs, heads = macs / self.settings.dense_macs, each(lambda g: g.indivisible)
+    excess = state.macs - self.settings.target
+    marked = masks_lib.mark_lowest(*ordered, macs, heads, need, excess)
     if self.recipe.unit_cost == "upop":
       weight = jnp.where(selected[modes], each(masks_lib.upop_weight), 0.0)
       early = masks_lib.mark_share(*ordered, weight, macs, need, share)

@@ -130,6 +130,31 @@ def test_floor_protects_the_best_live_units_of_each_layer(seed, floor):
     assert np.flatnonzero(free[layer]).tolist() == sorted(best[floor:])
 
 
+@pytest.mark.parametrize(
+  ("need", "most", "neurons", "taken"),
+  [
+    # A fifth of what three heads save is less than one: the lowest goes,
+    (3.0, 15.0, False, [1]),
+    # unless it saves more than there is to save,
+    (3.0, 4.0, False, []),
+    # or there are neurons that can make up the need.
+    (3.0, 15.0, True, [3]),
+    (11.0, 15.0, False, [1, 2]),
+    (0.0, 15.0, False, []),
+  ],
+)
+def test_few_heads_are_not_stuck(need, most, neurons, taken):
+  found = _mark(
+    jnp.array([3.0, 1.0, 2.0, 4.0]),
+    jnp.array([True, True, True, neurons]),
+    jnp.array([5.0, 5.0, 5.0, 4.0]),
+    jnp.array([True, True, True, False]),
+    jnp.float32(need),
+    jnp.float32(most),
+  )
+  assert np.flatnonzero(found).tolist() == taken
+
+
 def test_floors_hold_through_selection():
   rng = np.random.default_rng(0)
   score = jnp.asarray(rng.normal(size=(4, 8)), jnp.float32)

@@ -12,9 +12,14 @@ import pytest
 from comp_jax import errors
 from comp_jax.cli import configs
 from comp_jax.interop import store
-from comp_jax.train import prepare
+from comp_jax.train import costs, prepare
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_the_highest_ratio_is_one_that_is_then_taken():
+  for floor in (0.2994, 0.2996, 0.3, 0.0):
+    assert 1 - floor - 1e-3 < costs.most(floor) <= 1 - floor
 
 
 @pytest.fixture
@@ -45,6 +50,10 @@ def test_a_mode_that_the_model_does_not_have(config):
 def test_a_chunk_that_select_cannot_fill(config):
   config.prune.validation = config.prune.validation_chunk = 100_000
   with pytest.raises(errors.UserError, match=r"_chunk is 100000, .* has only"):
+    prepare.prepare(config)
+  # The smaller of the two is the one to change.
+  config.prune.validation = 90_000
+  with pytest.raises(errors.UserError, match="validation is 90000, select has"):
     prepare.prepare(config)
 
 

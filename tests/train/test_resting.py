@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from comp_jax.train import thresholds
 from tests.train import kit
 
 
@@ -57,3 +59,32 @@ def test_a_mode_rests_that_would_make_the_search_late():
   )
   assert not np.any(paced.exhausted(at(6, 0.61), removable))
   assert not np.any(stage.exhausted(now, removable))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.1, 0.25, 1.0])
+def test_some_mode_is_open_while_one_can_remove_something(least):
+  """Whatever is small, late or used up, and however far the target is."""
+  stage = kit.make_stage(ratio=0.5, stages=12)
+
+  @jax.jit
+  def found(number, macs, target, removable):
+    settings = dataclasses.replace(
+      stage.settings, least_step=least, target=target, max_stages=22
+    )
+    paced = dataclasses.replace(stage, settings=settings)
+    return paced.exhausted(at(number, macs), removable)
+
+  # The first comes nearest to a target that is out of reach.
+  cases = [(5, 1.0, 0.4293, [0.5587, 0.0509, 0.0031, 0.0016])]
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    removable = rng.random(4) * 10.0 ** -rng.integers(0, 4, 4)
+    removable *= rng.random() / removable.sum()
+    # Next to what all modes together leave.
+    target = 1 - removable.sum() * rng.uniform(0.9, 1.01)
+    cases.append((rng.integers(1, 23), 1.0, target, removable))
+  for number, macs, target, removable in cases:
+    removable = jnp.asarray(removable, jnp.float32)
+    rests = found(number, macs, target, removable)
+    empty = removable < thresholds.EXHAUSTED
+    assert not jnp.all(rests) or jnp.all(empty), (number, target, removable)

@@ -263,14 +263,16 @@ def test_a_checkpoint_with_nan_is_named(tmp_path):
     ("vision_tokens", 0.301, ""),
     ("vision_tokens", 0.315, ""),
     ("text_tokens", 0.6, "ended 30.0% of the dense MACs above"),
-    # Nothing was left to remove: that is refused elsewhere.
-    ("none", 0.6, ""),
+    ("none", 0.6, "no mode could remove more"),
+    ("none", 0.301, ""),
   ],
 )
 def test_a_search_whose_stages_were_too_few_is_told(mode, fraction, told):
   history = [{"mode": "warmup"}, {"mode": mode, "macs_fraction": fraction}]
   said = search.short(history, 0.3)
   assert told in said and bool(said) == bool(told)
+  # What it did not use goes to fine-tuning.
+  assert search.ran(history) == (1 if mode == "none" else 2)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,10 @@ a fixed hash) is all that choices see.
 
 T2I R@10 on dev: ridge map alone 0.236 (--config.train.steps=0), after the first
 180 steps 0.506, after the second 0.555; 23 minutes each on two shared CPU
-cores. Pruned by 0.7 without prune.keep_pace (mean of four seeds) 0.284, with it
-0.299 and 0.332 (the two seeds that had least without it), and 0.258 with
-`--config.recipe.name=uniform`, in half an hour of one core each. At 0.85 CoMP
-takes more than the 11 stages that it may have (--config.prune.max_stages=20;
-stages that are not used go to fine-tuning): 0.127, also without keep_pace, and
-0.101 (two seeds).
+cores. Pruned by 0.5 (one seed), 0.7 (four) and 0.85 (two): 0.459, 0.316 and
+0.134; with `--config.recipe.name=uniform` 0.416, 0.258 and 0.101; 25 minutes of
+one core each. At 0.85 CoMP takes more than the 11 stages that it may have
+(--config.prune.max_stages=20; stages that are not used go to fine-tuning).
 """
 
 import ml_collections

@@ -11,8 +11,11 @@ from comp_jax.report import comparable, compared, comparison, tables
 from comp_jax.train import thresholds
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-# The page of each folder of records, and the metrics that it shows.
-PAGES = {"flickr8k": ("flickr8k_retrieval.md", ("t2i_r10", "i2t_r10"))}
+# The page of each folder of records, and the split and metrics that it shows.
+PAGES = {
+  "flickr8k": ("flickr8k_retrieval.md", "dev", ("t2i_r10", "i2t_r10")),
+  "flickr8k_itm": ("flickr8k_pairs.md", "val", ("accuracy", "auc")),
+}
 
 
 # What `make demo` reported; README shows it.
@@ -26,18 +29,18 @@ def test_every_folder_of_records_has_its_page():
 
 @pytest.mark.parametrize("folder", PAGES)
 def test_a_page_has_the_tables_of_its_records(folder):
-  name, metrics = PAGES[folder]
+  name, split, metrics = PAGES[folder]
   page = (DOCS / "results" / name).read_text(encoding="utf-8")
   models, left_out = comparable.gather([DOCS / "records" / folder])
   (members,) = models.values()
   assert not left_out
   for metric in metrics:
-    result, lacking = comparison.compare(members, split="dev", metric=metric)
+    result, lacking = comparison.compare(members, split=split, metric=metric)
     assert not lacking
     for grid in compared.grids(result):
       assert tables.markdown(grid) in page, f"{metric}, {grid.title}"
   # Every interval is over examples: their outcomes lie beside the reports.
-  assert all(run.outcomes("dev") for run in members)
+  assert all(run.outcomes(split) for run in members)
 
 
 _README = {

@@ -26,8 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.remat = False
   c.recipe.name = "comp_wanda"
   c.recipe.estimator = "wanda"
-  # Without a pace, at the 0.1 of the other configs, MPS spent 18 of 22 stages on
-  # ever smaller steps of two modes, and never arrived.
+  # Without a pace, at the 0.1 of the other configs, MPS spent 18 of 22 stages
+  # on ever smaller steps of two modes, and never arrived.
   c.prune.least_step = 0.25
   c.finetune.learning_rate = 5e-4
   c.train.towers = "assets/emoji_tiny"

@@ -11,10 +11,10 @@ words reaches: 0.667 on test.
 
 `--config.task.rank=0` writes the answers freely instead of ranking the 13.
 The dense model reaches 0.861 on test (0.849 in another training, 0.851 where
-that one writes), CoMP at 0.7 0.862 (`uniform` 0.873; one seed each,
-docs/results.md). The training loss stands at 2.78, the mark of a model that
-sees the colours alone, from step 400 to 800 and ends at 2.59; 2.36 would be all
-answers.
+that one writes), CoMP at 0.7 without a pace 0.862 (`uniform` 0.873; one seed
+each, docs/results.md). The training loss stands at 2.78, the mark of a model
+that sees the colours alone, from step 400 to 800 and ends at 2.59; 2.36 would
+be all answers.
 """
 
 import ml_collections

@@ -3,7 +3,7 @@
 The towers of `assets/emoji_tiny` with new cross-attention, all five modes.
 `nlvr_emoji` begins with what this one learns, as BLIP's NLVR2 does with BLIP.
 T2I / I2T R@10 on the unseen style, one seed: dense 0.282 / 0.207 (13 minutes of
-two CPU cores), pruned by 0.7 0.256 / 0.197 (docs/results.md).
+two CPU cores), pruned by 0.7 without a pace 0.256 / 0.197 (docs/results.md).
 
   python train.py --config=configs/emoji_blip_retrieval.py \\
     --workdir=runs/emoji_blip

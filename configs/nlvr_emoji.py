@@ -8,9 +8,10 @@ recognises everything in the text and in one of the two images 0.78.
   python prune.py --config=configs/nlvr_emoji.py --config.data.dir=DIR \\
     --workdir=runs/nlvr_comp_0.7 --config.ratio=0.7
 
-Accuracy on dev, one seed, read with the full stops that are cleaned away now:
-dense 0.672, `comp_wanda` 0.674 at 0.7 and 0.659 at 0.85, `uniform` 0.682 and
-0.680 (docs/results.md); 21 to 28 minutes each, two at a time on two CPU cores.
+Accuracy on dev, one seed, without a pace, read with the full stops that are
+cleaned away now: dense 0.672, `comp_wanda` 0.674 at 0.7 and 0.659 at 0.85,
+`uniform` 0.682 and 0.680 (docs/results.md); 21 to 28 minutes each, two at a
+time on two CPU cores.
 Without full stops at 0.85: 0.660 (`--config.prune.cost=paired` and
 `--config.prune.least_step=0.25`) and 0.666.
 

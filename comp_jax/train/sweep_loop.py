@@ -236,12 +236,13 @@ def _finetune(
   step = compiled.Compiled(
     sweep.chunk, out_shardings=(split, split), donate_argnums=1
   )
-  if first >= max(chunks) or all(failed):
+  # One that failed early has many to spare, and trains no more.
+  left = [n for n, said in zip(chunks, failed, strict=True) if not said]
+  most = max(left, default=0)
+  if first >= most:
     return tuned[0], failed, 0
   sources = [batches(seed)(first) for seed in sweep.seeds]
   rows = [{} for _ in chunks]
-  # One that failed early has many to spare, and trains no more.
-  most = max(n for n, said in zip(chunks, failed, strict=True) if not said)
   for index in range(first, most):
     live = np.array(
       [

@@ -296,6 +296,8 @@ def test_stage_cost_is_equation_8():
   # Training may make up for more than was lost.
   assert cost(-1.5, -1.4, 0.8, 0.7) < 0
   assert cost(0.5, 0.4, 0.7, 0.7) == 0.0
+  # What rounding leaves of two float32 fractions is no step.
+  assert cost(0.5, 0.4, 0.7 + 6e-8, 0.7) == 0.0
 
 
 def test_vmapped_is_looped():

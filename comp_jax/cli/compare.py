@@ -72,6 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
     tables.print_part(
       console, result.title, compared.grids(result), compared.notes(result)
     )
+  if common := compared.across(comparisons):
+    tables.print_part(console, common.title, common.grids, common.notes)
   for line in compared.omissions(left_out):
     console.print(rich.text.Text(f"left out: {line}"), soft_wrap=True)
   if arguments.out:

@@ -33,7 +33,7 @@ class Interval:
   over: str
 
 
-def interval(values: Float[np.ndarray, "s n"]) -> Interval | None:
+def interval(*tables: Float[np.ndarray, "_ _"]) -> Interval | None:
   """The 95 % percentile interval of the mean; None for a single number.
 
   Rows (seeds) and columns (examples) are drawn with replacement, apart from
@@ -42,12 +42,25 @@ def interval(values: Float[np.ndarray, "s n"]) -> Interval | None:
   With one seed the examples alone are drawn, with one column the seeds alone.
 
   Args:
-    values: of each seed on each example, or the one number of each seed.
+    *tables: of each seed on each example, or the one number of each seed.
+      Several, of tasks that share neither seeds nor examples, are drawn apart;
+      the mean is that of their means, and nothing is drawn of which tasks.
   """
-  seeds, examples = values.shape
-  if seeds == 1 and examples == 1:
+  if any(table.size == 1 for table in tables):
     return None
   rng = np.random.default_rng(0)
+  means = np.mean([_resampled(table, rng) for table in tables], axis=0)
+  ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+  low, high = np.quantile(means, ends)
+  kinds = dict.fromkeys(map(_drawn, tables))
+  return Interval(low=float(low), high=float(high), over="; ".join(kinds))
+
+
+def _resampled(
+  values: Float[np.ndarray, "s n"], rng: np.random.Generator
+) -> Float[np.ndarray, " r"]:
+  """The mean of a table in each of its resamples."""
+  seeds, examples = values.shape
   rows = rng.integers(0, seeds, (RESAMPLES, seeds))
   # Examples that are alike in all seeds differ in nothing: how many of a kind
   # are drawn is multinomial. Thousands of examples are a few dozen kinds.
@@ -58,10 +71,12 @@ def interval(values: Float[np.ndarray, "s n"]) -> Interval | None:
     of_kind = rng.multinomial(examples, share, len(drawn)) / examples
     by_seed = of_kind @ kinds.T
     means.append(np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1))
-  ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-  low, high = np.quantile(np.concatenate(means), ends)
-  over = SEEDS if examples == 1 else EXAMPLES if seeds == 1 else BOTH
-  return Interval(low=float(low), high=float(high), over=over)
+  return np.concatenate(means)
+
+
+def _drawn(values: Float[np.ndarray, "s n"]) -> str:
+  seeds, examples = values.shape
+  return SEEDS if examples == 1 else EXAMPLES if seeds == 1 else BOTH
 
 
 def student(values: Float[np.ndarray, "s n"]) -> float | None:

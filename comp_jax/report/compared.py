@@ -5,7 +5,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from comp_jax.report import bootstrap, runs, tables, text
+from comp_jax.report import bootstrap, over_tasks, runs, section, tables, text
 from comp_jax.report import comparison as comparison_lib
 
 
@@ -133,34 +133,68 @@ def notes(comparison: comparison_lib.Comparison) -> list[str]:
   return [*lines, *comparison.remarks]
 
 
+def across(
+  comparisons: Sequence[comparison_lib.Comparison],
+) -> section.Section | None:
+  """The mean over tasks, where methods were run on several; else None."""
+  means = over_tasks.means(comparisons)
+  if not means:
+    return None
+  grid = tables.Grid(
+    title="Mean difference from the reference",
+    columns=("Ratio", "Recipe", "Tasks", "difference", "95\u00a0% interval"),
+    rows=tuple(
+      (
+        f"{mean.ratio:g}",
+        mean.method,
+        ", ".join(mean.tasks),
+        text.signed(mean.difference),
+        _span(mean.interval, text.signed),
+      )
+      for mean in means
+    ),
+    left=3,
+  )
+  kinds = dict.fromkeys(m.interval.over for m in means if m.interval)
+  said = (
+    "Each task's difference from its own reference, by the metric of its table "
+    "above, has equal weight. Tasks are resampled apart from each other, and "
+    "the tasks themselves are taken as given: the interval says nothing of "
+    "others."
+  )
+  drawn = (f"Resampled over {' or '.join(kinds)}.",) if kinds else ()
+  return section.Section(
+    title="Mean over tasks", grids=(grid,), notes=(said, *drawn)
+  )
+
+
 def to_csv(comparisons: Sequence[comparison_lib.Comparison]) -> str:
-  """One line per cell, full precision."""
+  """One line per cell and per mean over tasks, full precision."""
   stream = io.StringIO()
   writer = csv.writer(stream, lineterminator="\n")
-  writer.writerow(
-    [
-      "name",
-      "split",
-      "metric",
-      "ratio",
-      "recipe",
-      "seeds",
-      "macs",
-      "dense_macs",
-      "mean",
-      "low",
-      "high",
-      "over",
-      "reference",
-      "paired_seeds",
-      "difference",
-      "difference_low",
-      "difference_high",
-      "difference_over",
-      "difference_student",
-      "paper",
-    ]
+  columns = (
+    "name",
+    "split",
+    "metric",
+    "ratio",
+    "recipe",
+    "seeds",
+    "macs",
+    "dense_macs",
+    "mean",
+    "low",
+    "high",
+    "over",
+    "reference",
+    "paired_seeds",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "difference_over",
+    "difference_student",
+    "paper",
   )
+  writer.writerow(columns)
   for comparison in comparisons:
     for cell in comparison.cells:
       writer.writerow(
@@ -183,6 +217,17 @@ def to_csv(comparisons: Sequence[comparison_lib.Comparison]) -> str:
           cell.published,
         ]
       )
+  for mean in over_tasks.means(comparisons):
+    row = dict.fromkeys(columns, None) | {
+      "name": "; ".join(mean.tasks),
+      "metric": "mean over tasks",
+      "ratio": mean.ratio,
+      "recipe": mean.method,
+      "difference": mean.difference,
+    }
+    ends = ("difference_low", "difference_high", "difference_over")
+    row |= dict(zip(ends, _ends(mean.interval), strict=True))
+    writer.writerow(row.values())
   return stream.getvalue()
 
 
@@ -197,6 +242,10 @@ def to_markdown(
     for grid in grids(comparison):
       parts.append(f"### {grid.title}\n\n{tables.markdown(grid)}")
     parts.append("".join(f"- {line}\n" for line in notes(comparison)))
+  if common := across(comparisons):
+    parts.append(f"## {common.title}\n")
+    parts += [f"{tables.markdown(grid)}" for grid in common.grids]
+    parts.append("".join(f"- {line}\n" for line in common.notes))
   if left_out:
     lines = "".join(f"- {line}\n" for line in omissions(left_out))
     parts.append(f"## Left out\n\n{lines}")

@@ -33,6 +33,7 @@ class Cell:
     difference_student: half of Student's interval of it over common seeds; None
       for a single one.
     paired: how many seeds they have in common.
+    gaps: the difference of each common seed on each example; None without any.
     published: the paper's number, or None.
   """
 
@@ -46,6 +47,9 @@ class Cell:
   difference_interval: bootstrap.Interval | None
   difference_student: float | None
   paired: int
+  gaps: Float[np.ndarray, "s n"] | None = dataclasses.field(
+    repr=False, compare=False
+  )
   published: float | None
 
   @property
@@ -166,6 +170,7 @@ def compare(
         difference_interval=None if gaps is None else bootstrap.interval(gaps),
         difference_student=None if gaps is None else bootstrap.student(gaps),
         paired=0 if gaps is None else len(gaps),
+        gaps=gaps,
         published=paper.published(first["name"], split, metric, method, ratio),
       )
     )

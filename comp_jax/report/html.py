@@ -176,6 +176,8 @@ def comparison_page(
     )
     for result in comparisons
   ]
+  if common := compared.across(comparisons):
+    sections.append(common)
   if left_out:
     lines = tuple(compared.omissions(left_out))
     sections.append(section.Section(title="Left out", notes=lines))

@@ -76,6 +76,30 @@ def test_a_paired_difference_has_the_same_examples_on_both_sides():
   assert found.high - found.low < 0.4 * (alone.high - alone.low)
 
 
+def test_tasks_are_drawn_apart_from_each_other():
+  """The mean of two tasks against a plain reading of each."""
+  first, second = _outcomes(4, 300), _outcomes(3, 80, 6)
+  found = bootstrap.interval(first, second)
+  rng = np.random.default_rng(11)
+  means = []
+  for _ in range(4000):
+    drawn = []
+    for table in (first, second):
+      rows, columns = (rng.integers(0, n, n) for n in table.shape)
+      drawn.append(table[rows][:, columns].mean())
+    means.append(np.mean(drawn))
+  expected = np.quantile(means, [0.025, 0.975])
+  near = 0.1 * (expected[1] - expected[0])
+  np.testing.assert_allclose((found.low, found.high), expected, atol=near)
+  # A task twice is two tasks: what is drawn for one is not drawn for the other.
+  one, two = bootstrap.interval(first), bootstrap.interval(first, first)
+  narrower = (two.high - two.low) / (one.high - one.low)
+  assert narrower == pytest.approx(np.sqrt(0.5), abs=0.03)
+  assert bootstrap.interval(first, np.array([[0.3]])) is None
+  other = bootstrap.interval(first, second[:1])
+  assert other.over == f"{bootstrap.BOTH}; {bootstrap.EXAMPLES}"
+
+
 def test_little_room_changes_nothing_but_the_draws(monkeypatch):
   values = _outcomes(3, 50, 6)
   whole = bootstrap.interval(values)

@@ -80,7 +80,7 @@ def test_its_docstring_has_the_numbers_that_tables_show(name):
     for ratio in (0.5, 0.7, 0.75, 0.8, 0.85):
       number = paper.published(name, "test", metric, recipe, ratio)
       # The ablation is not an experiment of its own.
-      if number is None or recipe == "comp_no_history":
+      if number is None or recipe in ("comp_greedy", "comp_no_history"):
         continue
       (line,) = re.findall(rf"^  :{ratio} .*$", text, re.MULTILINE)
       assert f"{100 * number:.4g}" in line, (recipe, line)

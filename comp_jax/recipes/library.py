@@ -31,6 +31,10 @@ _RECIPES = (
     name="comp_no_exploration", strategy=mps.Options(explore=0.0)
   ),
   recipe_lib.Recipe(name="comp_no_history", strategy=mps.Options(history=0.0)),
+  # Table 5's first row of MPS: the lowest last cost, and nothing else.
+  recipe_lib.Recipe(
+    name="comp_greedy", strategy=mps.Options(explore=0.0, history=0.0)
+  ),
   # CoMP's scores under schedules that weigh nothing.
   recipe_lib.Recipe(name="round_robin", schedule="round_robin"),
   recipe_lib.Recipe(name="all_modes_together", schedule="together"),

@@ -5,7 +5,15 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from comp_jax.report import bootstrap, over_tasks, runs, section, tables, text
+from comp_jax.report import (
+  bootstrap,
+  over_tasks,
+  paper,
+  runs,
+  section,
+  tables,
+  text,
+)
 from comp_jax.report import comparison as comparison_lib
 
 
@@ -84,9 +92,13 @@ def _coverage(
 
 def notes(comparison: comparison_lib.Comparison) -> list[str]:
   """Sentences that the tables need to be read rightly."""
+  dense = paper.published_dense(
+    comparison.name, comparison.split, comparison.metric
+  )
+  theirs = "" if dense is None else f" (the paper's: {text.number(dense)})"
   lines = [
     f"Dense: {text.number(comparison.dense)} at "
-    f"{text.quantity(comparison.dense_macs, comparison.dense_macs)}.",
+    f"{text.quantity(comparison.dense_macs, comparison.dense_macs)}{theirs}.",
     "Means of the fine-tuned models. Intervals are percentiles of "
     f"{bootstrap.RESAMPLES:,} bootstrap resamples; differences are paired with "
     f"{comparison.reference}, by seed and by example. A handful of seeds makes "

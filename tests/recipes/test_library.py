@@ -43,6 +43,13 @@ def test_an_ablation_switches_off_one_thing(name, field):
   assert _differences(recipe, comp) == {field}
 
 
+def test_greedy_is_without_exploration_and_history():
+  """Table 5 adds them one by one: greedy, then exploration, then history."""
+  greedy, comp = library.build("comp_greedy"), library.build("comp")
+  assert _differences(greedy, comp) == {"explore", "history"}
+  assert _differences(greedy, library.build("comp_no_history")) == {"explore"}
+
+
 def test_fields_are_replaced_singly():
   overrides = {"score": "wanda", "strategy": {"explore": 0.5, "history": None}}
   recipe = library.build("comp_no_history", overrides)

@@ -298,6 +298,7 @@ def test_lower_losses_come_first(folder):
   [
     ("nlvr2_blip", "accuracy", "comp", 0.7, 0.8137),
     ("nlvr2_blip", "accuracy", "comp_no_history", 0.8, 0.7902),
+    ("nlvr2_blip", "accuracy", "comp_greedy", 0.8, 0.7824),
     ("flickr30k_blip_retrieval", "i2t_r1", "comp_wanda", 0.7, 0.944),
     ("coco_blip_retrieval", "i2t_r1", "madtp", 0.7, 0.739),
     ("coco_clip_retrieval", "i2t_r1", "comp", 0.75, 0.687),
@@ -323,11 +324,13 @@ def test_published_numbers_stand_where_the_task_matches(folder):
   (members,) = comparable.gather([folder])[0].values()
   result, _ = comparison.compare(members, split="test")
   assert "paper" not in compared.grids(result)[0].columns
+  assert "paper" not in compared.notes(result)[0]
   for run in members:
     run.report["name"] = "nlvr2_blip"
     values = run.report["metrics"]["finetuned"]["test"]
     values["accuracy"] = values["t2i_r10"]
   result, _ = comparison.compare(members, split="test", metric="accuracy")
+  assert "(the paper's: 0.831)" in compared.notes(result)[0]
   grid = compared.grids(result)[1]
   assert [(row[0], row[-1]) for row in grid.rows] == [
     ("comp (score=wanda, explore=0.1)", "–"),

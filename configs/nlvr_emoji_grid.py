@@ -1,0 +1,31 @@
+"""`nlvr_emoji` at a budget that lets every recipe run with five seeds.
+
+52 steps of search and 60 of fine-tuning, of 32 statements each: about two
+minutes of one CPU core for a point (docs/results/nlvr_emoji.md).
+
+  python -m comp_jax data nlvr_emoji --to DIR
+  python -m comp_jax sweep --config=configs/nlvr_emoji_grid.py \\
+    --workdir=runs/nlvr_grid --sweep data.dir=DIR ratios=0.7,0.85 seeds=0:5 \\
+    recipes=comp_wanda,uniform,sjp_together,madtp
+"""
+
+import ml_collections
+
+from configs import nlvr_emoji
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = nlvr_emoji.get_config()
+  c.name = "nlvr_emoji_grid"
+  c.data.report_splits = ("dev",)
+  c.evaluate.rows = ("dense", "finetuned")
+  c.prune.num_stages = 8
+  c.prune.max_stages = 12
+  c.prune.stage_steps = 4
+  c.prune.batch_size = 32
+  c.prune.validation = 128
+  c.prune.calibration = 16
+  c.finetune.steps = 60
+  c.finetune.batch_size = 32
+  c.finetune.warmup = 10
+  return c

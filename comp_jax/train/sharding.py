@@ -50,6 +50,13 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   )
 
 
+def dividing(mesh: Mesh, count: int) -> Mesh:
+  """Returns a mesh of as many of the devices as split `count` rows evenly."""
+  devices = list(mesh.devices.flat)
+  most = max(n for n in range(1, len(devices) + 1) if count % n == 0)
+  return make_mesh(devices[:most])
+
+
 def tree_shardings(
   mesh: Mesh, shapes: Any, rules: Rules
 ) -> tuple[Any, tuple[str, ...]]:

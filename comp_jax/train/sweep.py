@@ -57,7 +57,7 @@ class Sweep:
     optimizer: learning rate -> optimiser of the search.
     finetune: of the masked fine-tuning; its rate is replaced.
     members: the searches.
-    mesh: devices.
+    mesh: devices that split the members evenly.
   """
 
   stage: stage_lib.Stage

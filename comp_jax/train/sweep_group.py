@@ -24,6 +24,7 @@ from comp_jax.train import (
   ranges,
   search,
   setup,
+  sharding,
   sweep,
   sweep_loop,
 )
@@ -79,6 +80,7 @@ def run(
   shared = {**job.data.splits}
   shared["train"] = sources.Decoded(shared["train"])
   data = replace(job.data, splits=shared)
+  able = list(itertools.compress(members, reached))
   group = sweep.Sweep(
     stage=job.stage,
     num_stages=config.prune.num_stages,
@@ -86,8 +88,8 @@ def run(
     stage_steps=config.prune.stage_steps,
     optimizer=lambda rate: prepare.optimizer(config, rate),
     finetune=setup.schedule(config.finetune),
-    members=list(itertools.compress(members, reached)),
-    mesh=job.mesh,
+    members=able,
+    mesh=sharding.dividing(job.mesh, len(able)),
   )
   prune, finetune = config.prune, config.finetune
   claimed = {"config": setup.plain(config), "points": [dict(p) for p in points]}

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from comp_jax.train import checkpoints as checkpoints_lib
 from comp_jax.train import (
@@ -80,12 +79,7 @@ def run(
   """
   mesh = sweep.mesh
   whole = sharding.replicated(mesh)
-  split = NamedSharding(
-    mesh,
-    PartitionSpec(sharding.AXIS)
-    if len(sweep.members) % mesh.size == 0
-    else PartitionSpec(),
-  )
+  split = sharding.batch_sharding(mesh)
   values = jax.device_put(sweep.values(), split)
   select = jax.device_put(select, whole)
   with checkpoints("search") as saved:

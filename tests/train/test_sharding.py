@@ -31,6 +31,19 @@ def test_mesh_has_one_auto_axis():
   assert sharding.make_mesh(jax.devices()[:2]).size == 2
 
 
+@pytest.mark.parametrize(
+  ("rows", "devices"),
+  [(16, 8), (10, 5), (6, 6), (7, 7), (9, 3), (11, 1), (0, 8)],
+)
+def test_rows_are_split_over_as_many_devices_as_divide_them(rows, devices):
+  mesh = sharding.dividing(sharding.make_mesh(jax.devices()[:8]), rows)
+  assert mesh.size == devices
+  placed = jax.device_put(np.zeros((rows, 2)), sharding.batch_sharding(mesh))
+  assert {shard.data.shape[0] for shard in placed.addressable_shards} == {
+    rows // devices
+  }
+
+
 def test_first_match_wins_and_unused_rules_are_reported():
   mesh = sharding.make_mesh()
   rules = (

@@ -163,11 +163,8 @@ def alone(folder, member):
   return stage, dataclasses.replace(found, state=state), tuned[0]
 
 
-@pytest.mark.slow
-def test_a_member_equals_a_run_of_its_own(swept, tmp_path):
-  # The one that differs in everything.
-  member = swept[0][2]
-  stage, found, params = alone(tmp_path, MEMBERS[2])
+def hold(member, stage, found, params):
+  """Nothing; fails unless a member did what this run of its own did."""
   assert [row["mode"] for row in member.history] == [
     row["mode"] for row in found.history
   ]
@@ -184,6 +181,36 @@ def test_a_member_equals_a_run_of_its_own(swept, tmp_path):
   theirs, _ = validate(params, state.masks, state.thetas, kit.select())
   np.testing.assert_allclose(ours, theirs, rtol=1e-5)
   assert not member.failed
+
+
+@pytest.mark.slow
+def test_a_member_equals_a_run_of_its_own(swept, tmp_path):
+  # The one that differs in everything.
+  hold(swept[0][2], *alone(tmp_path, MEMBERS[2]))
+
+
+@pytest.mark.slow
+def test_sixteen_points_are_one_compilation_and_sixteen_runs(tmp_path):
+  """Four ratios by four seeds; held against runs of each ratio and seed."""
+  members = tuple(
+    sweep.Member(
+      ratio=ratio,
+      seed=seed,
+      learning_rate=1e-3,
+      finetune_rate=1e-3,
+      strategy={},
+    )
+    for ratio in (0.3, 0.4, 0.5, 0.6)
+    for seed in range(4)
+  )
+  found, traces = run(tmp_path / "swept", members=members)
+  assert traces == {"stage_step": 1, "finetune_step": 1}
+  # Orders and keys of their own: no two seeds have one loss.
+  losses = {member.history[0]["loss"] for member in found}
+  assert len(losses) == 4
+  for place in (0, 5, 10, 15):
+    folder = tmp_path / str(place)
+    hold(found[place], *alone(folder, members[place]))
 
 
 def test_a_member_that_has_arrived_stands_still(swept):

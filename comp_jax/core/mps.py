@@ -191,25 +191,60 @@ def late(
     stage: the stage about to run, counted from 1.
     stages: in which the search must arrive.
   """
-  modes = jnp.arange(removable.shape[0])
-
-  def after(macs, removable, mode):
-    step = jnp.minimum(stage_macs, share * removable[mode])
-    others = removable * (1.0 - step / macs)
-    return macs - step, jnp.where(modes == mode, removable - step, others)
+  steps = stage_macs, share
 
   def later(ahead, now):
     # The mode that has most has the largest step, if not alone.
-    taken = after(*now, jnp.argmax(now[1]))
+    taken = _after(*now, jnp.argmax(now[1]), *steps)
     runs = ahead < stages - stage
     return jax.tree.map(lambda new, old: jnp.where(runs, new, old), taken, now)
 
   def end(mode):
-    now = after(macs, removable, mode)
+    now = _after(macs, removable, mode, *steps)
     return jax.lax.fori_loop(0, stages - 1, later, now)[0]
 
-  ends = jax.vmap(end)(modes)
+  ends = jax.vmap(end)(jnp.arange(removable.shape[0]))
   return ends > jnp.maximum(target, jnp.min(ends))
+
+
+def fewest_stages(
+  removable: Float[Array, " m"],
+  target: Number,
+  stage_macs: Number,
+  share: float,
+  most: int,
+) -> Int[Array, ""]:
+  """Stages from the dense model to the target if each is as large as may be.
+
+  See `late`. A search that also tries small modes needs more.
+
+  Args:
+    removable: by each mode from the dense model, as a fraction of dense.
+    target: as a fraction of dense.
+    stage_macs: that a stage removes, likewise.
+    share: of what its mode has, that a stage removes at most.
+    most: stages to look ahead; what takes longer takes as many.
+  """
+
+  def above(now):
+    taken, macs, _ = now
+    return (macs > target + Options.min_delta) & (taken < most)
+
+  def step(now):
+    taken, macs, left = now
+    after = _after(macs, left, jnp.argmax(left), stage_macs, share)
+    return taken + 1, *after
+
+  dense = jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32), removable
+  return jax.lax.while_loop(above, step, dense)[0]
+
+
+def _after(macs, removable, mode, stage_macs, share):
+  """MACs, and what the modes can remove, after a stage of one of them."""
+  step = jnp.minimum(stage_macs, share * removable[mode])
+  others = removable * (1.0 - step / macs)
+  chosen = jnp.arange(removable.shape[0]) == mode
+  return macs - step, jnp.where(chosen, removable - step, others)
 
 
 def longest_idle(state: State, exhausted: Bool[Array, " m"]) -> Int[Array, ""]:

@@ -269,7 +269,8 @@ def _points(
     for key, value in point.items():
       config = _replaced(config, key.split("."), value)
     tuned = row["metrics"]["finetuned_masked"]
-    dense = {split: dict.fromkeys(values) for split, values in tuned.items()}
+    unknown = {split: dict.fromkeys(values) for split, values in tuned.items()}
+    dense = row["metrics"].get("dense", unknown)
     metrics = {"dense": dense, "finetuned": tuned}
     yield path, {**row, "metrics": metrics, "config": config}, ""
 

@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from comp_jax import errors
-from comp_jax.core import cost
+from comp_jax.core import cost, mps
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import families, specs
+from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
+from comp_jax.train import thresholds
 
 
 def valid_tokens(
@@ -70,18 +73,12 @@ def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
   """The fraction of dense MACs that no pruning can remove."""
   prunable = stage.prunable
   allowed = stage.modes
-  masks, counts = {}, {}
+  masks, counts = {}, _entering(stage, valid)
   for group in prunable.groups:
     keep = group.floor if group.mode in allowed else group.units
     units = jnp.arange(group.units) < keep
     mask = jnp.broadcast_to(units[None], (group.layers, group.units))
     masks_lib.put(masks, group.name, mask.astype(jnp.float32))
-    tower = group.name.split("/")[0]
-    if tower not in counts:
-      depth = group.layers + 1
-      counts[tower] = jnp.asarray(
-        np.repeat(valid[tower][:, None], depth, axis=1).astype(np.int32)
-      )
   for mode, tower in prunable.token_modes.items():
     if mode in allowed:
       counts[tower] = prunable_lib.floor_counts(
@@ -90,6 +87,49 @@ def floor(stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]) -> float:
         stage.objective.policy,
       )
   return float(stage.macs(masks, counts))
+
+
+def removable(
+  stage: stage_lib.Stage, valid: Mapping[str, np.ndarray]
+) -> Float[Array, " m"]:
+  """What each mode can remove from the dense model, as a fraction of it."""
+  macs = stage.prunable.removable(
+    stage.ones, _entering(stage, valid), stage.objective.policy
+  )
+  may = jnp.array([mode in stage.modes for mode in stage.prunable.modes])
+  return jnp.where(may, macs, 0.0) / stage.settings.dense_macs
+
+
+def fewest_stages(
+  stage: stage_lib.Stage, valid: Mapping[str, np.ndarray], most: int
+) -> int:
+  """Stages that a search needs at least, up to `most`; 1 of joint schedules.
+
+  Where all modes are raised at once a stage is as large as it should be.
+  """
+  if stage.recipe.schedule not in recipe_lib.SINGLE:
+    return 1
+  settings = stage.settings
+  return int(
+    mps.fewest_stages(
+      removable(stage, valid),
+      settings.target,
+      settings.stage_macs,
+      thresholds.STAGE_SHARE,
+      most,
+    )
+  )
+
+
+def _entering(stage, valid) -> dict[str, jax.Array]:
+  """Counts [examples, layers + 1] of each tower where no token is dropped."""
+  counts = {}
+  for group in stage.prunable.groups:
+    tower = group.name.split("/")[0]
+    if tower not in counts:
+      each = np.repeat(valid[tower][:, None], group.layers + 1, axis=1)
+      counts[tower] = jnp.asarray(each.astype(np.int32))
+  return counts
 
 
 def most(floor: float) -> float:

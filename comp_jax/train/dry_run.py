@@ -1,7 +1,6 @@
 """What a pruning run would do: costs, floors and memory, without a step."""
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import rich.console
 import rich.table
@@ -17,21 +16,14 @@ def show(config: ml_collections.ConfigDict) -> None:
   dense = job.stage.settings.dense_macs
   valid = costs.valid_tokens(job.spec, job.select)
   state = jax.eval_shape(job.initial, job.dense.params, job.select)
-  counts = {
-    tower: jnp.broadcast_to(
-      jnp.asarray(lengths.astype("int32"))[:, None],
-      state.counts[tower].shape,
-    )
-    for tower, lengths in valid.items()
-  }
   policy = job.stage.objective.policy
-  removable = job.stage.prunable.removable(job.stage.ones, counts, policy)
+  removable = costs.removable(job.stage, valid)
   table = rich.table.Table(title=f"{config.name}: what each mode can remove")
   table.add_column("mode")
   table.add_column("alone, of dense MACs", justify="right")
   for mode, fraction in zip(job.stage.prunable.modes, removable, strict=True):
     off = mode not in job.stage.modes
-    table.add_row(mode, "off" if off else f"{float(fraction / dense):.1%}")
+    table.add_row(mode, "off" if off else f"{float(fraction):.1%}")
   console.print(table)
   floor = costs.floor(job.stage, valid)
   batches = _batches(job)

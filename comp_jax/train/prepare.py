@@ -212,7 +212,25 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
       f"model.min_heads, min_neurons) {floor:.1%} of the dense MACs are left; "
       f"the ratio can be at most {costs.most(floor):.3f}"
     )
+  if told := hurried(stage, valid, config.prune.max_stages):
+    warnings.append(told)
   return job
+
+
+def hurried(
+  stage: stage_lib.Stage, valid: Mapping[str, np.ndarray], stages: int
+) -> str:
+  """What to tell of a search that cannot arrive in its stages; or nothing."""
+  # Twice as many are as good as none: the target is near a floor.
+  needed = costs.fewest_stages(stage, valid, 2 * stages)
+  if needed <= stages:
+    return ""
+  ratio = 1.0 - float(stage.settings.target)
+  return (
+    f"config.prune.max_stages is {stages}: a search for a ratio of {ratio:.3g} "
+    f"takes about {needed} stages with the largest step in each, more where it "
+    "tries small modes; what is left in the end goes at once, untrained"
+  )
 
 
 def optimizer(

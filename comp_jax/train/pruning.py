@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from comp_jax.train import (
 )
 from comp_jax.train import workdir as workdir_lib
 
+_LOG = logging.getLogger(__name__)
 # Pictures in the report.
 SAMPLES = 6
 
@@ -47,6 +49,9 @@ def run(
   """
   began = time.monotonic()
   job = prepare.prepare(config)
+  # Now, while there is time to choose otherwise, and in the report.
+  for warning in job.warnings:
+    _LOG.warning(warning)
   with (
     workdir_lib.claim(workdir, setup.plain(config), "prune.py"),
     preemption.watch() as watch,

@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import ml_collections
 
 from comp_jax import errors
@@ -30,6 +32,7 @@ from comp_jax.train import (
 )
 from comp_jax.train import workdir as workdir_lib
 
+_LOG = logging.getLogger(__name__)
 # Config keys that may differ between the points of one program.
 STRATEGY = "recipe.strategy."
 CONSTANTS = ("explore", "temperature", "history", "max_interval", "scarcity")
@@ -75,7 +78,8 @@ def run(
   config.prune.chunk = 0
   job = prepare.prepare(config)
   config.ratio = max(member.ratio for member in members)
-  floor = costs.floor(job.stage, costs.valid_tokens(job.spec, job.select))
+  valid = costs.valid_tokens(job.spec, job.select)
+  floor = costs.floor(job.stage, valid)
   reached = [floor <= 1.0 - member.ratio for member in members]
   shared = {**job.data.splits}
   shared["train"] = sources.Decoded(shared["train"])
@@ -91,6 +95,15 @@ def run(
     members=able,
     mesh=sharding.dividing(job.mesh, len(able)),
   )
+  for ratio in dict.fromkeys(member.ratio for member in able):
+    settings = replace(
+      job.stage.settings,
+      target=1.0 - ratio,
+      stage_macs=ratio / group.num_stages,
+    )
+    stage = replace(job.stage, settings=settings)
+    if told := prepare.hurried(stage, valid, group.plan.max_stages):
+      _LOG.warning(told)
   prune, finetune = config.prune, config.finetune
   claimed = {"config": setup.plain(config), "points": [dict(p) for p in points]}
   with (
@@ -129,6 +142,15 @@ def run(
       )
     swept = _spread(swept, reached, _beyond(job.stage.recipe.name, floor))
     evaluate = setup.Evaluator(job.task, job.spec, job.mesh)
+    if done:
+      dense = done[0]["metrics"].get("dense")
+    elif "dense" in config.evaluate.rows:
+      whole = jax.device_get((job.stage.ones, job.stage.off))
+      execution = job.stage.objective.execution(*whole)
+      found = evaluate(config, data, job.dense.params, execution)
+      dense = {split: each.metrics for split, each in found.items()}
+    else:
+      dense = None
     for point, member in list(zip(points, swept, strict=True))[len(done) :]:
       if watch.requested():
         raise fit.Interrupted("sweep")
@@ -141,6 +163,9 @@ def run(
           metrics = {split: each.metrics for split, each in found.items()}
         except finite.NotFinite as error:
           member = replace(member, failed=str(error))
+      metrics = {"finetuned_masked": metrics}
+      if dense:
+        metrics["dense"] = dense
       result = _result(job, metrics, point, member, traces)
       done.append({**result, "dense_digest": digest})
       lines = [json.dumps(row, sort_keys=True) for row in done]
@@ -234,7 +259,7 @@ def _result(job, metrics, point, member, traces) -> dict[str, Any]:
       "dense": families.params_count(job.spec),
       "final": left,
     },
-    "metrics": {"finetuned_masked": metrics},
+    "metrics": metrics,
     "stages": member.history,
     "probe": member.probe,
     "compilations": traces,

@@ -354,3 +354,22 @@ def test_modes_are_late_after_which_the_others_cannot_arrive(number, target):
     jnp.asarray(start), jnp.float32(0.8), target, 0.1, 0.2, number, 8
   )
   np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("target", [0.9, 0.5, 0.3, 0.2, 0.15])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_fewest_stages_are_those_of_the_largest_steps(target, share):
+  start, macs, taken = [0.5, 0.4, 0.2, 0.02], 1.0, 0
+  removable = list(start)
+  while macs > target and taken < 40:
+    mode = max(range(4), key=lambda i: removable[i])
+    step = min(0.1, share * removable[mode])
+    for other in range(4):
+      removable[other] *= 1 if other == mode else 1 - step / macs
+    removable[mode] -= step
+    macs -= step
+    taken += 1
+  few = jax.jit(mps.fewest_stages, static_argnums=(2, 3, 4))
+  assert int(few(jnp.asarray(start), target, 0.1, share, 40)) == taken
+  # No farther than one is asked to look.
+  assert int(few(jnp.asarray(start), target, 0.1, share, 3)) == min(taken, 3)

@@ -105,6 +105,31 @@ def test_searches_that_took_their_time_are_those_of_a_pace(name):
         assert not any(rests), where
 
 
+def test_no_recorded_search_was_faster_than_was_foretold():
+  """From the dense model alone; half of them took two more or less."""
+  paths = [DEMO, *sorted((DOCS / "records").glob("flickr8k*/*"))]
+  more = []
+  for path in paths:
+    report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    rows = [row for row in report["stages"] if row["mode"] != "warmup"]
+    arrived = (
+      rows[-1]["macs"] / report["macs"]["dense"] < 1.005 - report["ratio"]
+    )
+    alone = report["recipe"].startswith("comp")
+    if not (arrived and alone):
+      continue
+    few = mps.fewest_stages(
+      jnp.array(list(rows[0]["removable"].values())),
+      1 - report["ratio"],
+      report["ratio"] / report["config"]["prune"]["num_stages"],
+      thresholds.STAGE_SHARE,
+      100,
+    )
+    assert few <= len(rows), path.name
+    more.append(len(rows) - int(few))
+  assert len(more) > 10 and sorted(more)[len(more) // 2] <= 2
+
+
 def _resting(report, row):
   """Which modes would rest in a stage today."""
   prune, dense = report["config"]["prune"], report["macs"]["dense"]

@@ -274,6 +274,11 @@ def test_points_of_a_sweep_are_runs_of_their_own_kind(tmp_path):
     "Points of a sweep: masked.",
     "comp at 0.7, seed 0: it ended above.",
   ]
+  known = json.loads(lines[0])
+  known["metrics"]["dense"] = {"test": {"accuracy": 0.7}}
+  (group / runs.RESULTS).write_text("\n".join([json.dumps(known), *lines[1:]]))
+  (of_dense,) = comparable.gather([sweep])[0].values()
+  assert comparison.compare(of_dense)[0].dense == 0.7
   spans = {cell.ratio: cell.interval for cell in result.cells}
   assert spans[0.5].over == bootstrap.EXAMPLES and spans[0.7] is None
   missed = [lines[0], lines[1], lines[2].replace("4.99", "4.0")]

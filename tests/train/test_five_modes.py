@@ -286,6 +286,9 @@ def test_a_sweep_of_it_goes_from_config_to_results(config, tmp_path):
     assert 0 < row["params"]["final"] < row["params"]["dense"]
     assert set(row["metrics"]["finetuned_masked"]["val"]) == {"accuracy", "auc"}
     assert row["compilations"]["stage_step"] == 1
+    # Of one dense model, evaluated once.
+    assert row["metrics"]["dense"] == results[0]["metrics"]["dense"]
+    assert set(row["metrics"]["dense"]["val"]) == {"accuracy", "auc"}
   for number in (0, 2):
     found = examples.read(workdir.point(tmp_path, number), "val")
     metrics = results[number]["metrics"]["finetuned_masked"]

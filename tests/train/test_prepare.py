@@ -88,6 +88,18 @@ def test_fewer_examples_than_asked_for_are_told(config):
   )
 
 
+def test_stages_that_are_too_few_are_told_before_the_search(config):
+  config.prune.max_stages = 12
+  (told,) = prepare.prepare(config).warnings
+  # Its recorded run took 17 (docs/records/emoji_tiny).
+  assert "max_stages is 12: a search for a ratio of 0.7 takes about 17" in told
+  config.ratio, config.prune.num_stages = 0.4, 8
+  assert not prepare.prepare(config).warnings
+  # All modes at once take what a stage should.
+  config.ratio, config.recipe.name = 0.7, "uniform"
+  assert not prepare.prepare(config).warnings
+
+
 @pytest.mark.parametrize(
   ("name", "value", "message"),
   [

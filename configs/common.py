@@ -109,9 +109,10 @@ def get_config() -> ml_collections.ConfigDict:
   # A mode whose step would remove less than this share of a stage's MACs rests
   # while others can do more.
   c.prune.least_step = 0.1
-  # Modes rest whose step would leave more than the stages up to max_stages can
-  # remove: else a search that tried small modes ends above its target, and the
-  # rest goes at once and untrained (docs/results/flickr8k_retrieval.md).
+  # Arrive within max_stages: modes rest whose step would leave more than the
+  # later stages can remove, and where the largest steps are not enough, they
+  # grow. Else a search may end above its target, and the rest goes at once and
+  # untrained (docs/results/flickr8k_retrieval.md).
   c.prune.keep_pace = True
   # Training steps of a stage.
   c.prune.stage_steps = 20

@@ -17,7 +17,7 @@ from configs import nlvr_emoji
 def get_config() -> ml_collections.ConfigDict:
   c = nlvr_emoji.get_config()
   c.name = "nlvr_emoji_grid"
-  c.data.report_splits = ("dev",)
+  c.data.report_splits = ("select", "dev")
   c.evaluate.rows = ("dense", "finetuned")
   c.prune.num_stages = 8
   c.prune.max_stages = 12

@@ -10,14 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from comp_jax import errors
-from comp_jax.core import cost, mps
+from comp_jax.core import cost, pace
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import families, specs
 from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
-from comp_jax.train import thresholds
 
 
 def valid_tokens(
@@ -109,16 +108,8 @@ def fewest_stages(
   """
   if stage.recipe.schedule not in recipe_lib.SINGLE:
     return 1
-  settings = stage.settings
-  return int(
-    mps.fewest_stages(
-      removable(stage, valid),
-      settings.target,
-      settings.stage_macs,
-      thresholds.STAGE_SHARE,
-      most,
-    )
-  )
+  dense = removable(stage, valid)
+  return int(pace.fewest_stages(stage.settings.pace, dense, most))
 
 
 def _entering(stage, valid) -> dict[str, jax.Array]:

@@ -22,8 +22,8 @@ from comp_jax.train import (
   search,
   setup,
   sharding,
-  thresholds,
 )
+from comp_jax.train import settings as settings_lib
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
@@ -168,7 +168,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     metric=task.metrics[config.prune.metric],
     recipe=recipe,
     optimizer=optimizer(config, config.prune.learning_rate),
-    settings=thresholds.Settings(
+    settings=settings_lib.Settings(
       dense_macs=costs.static_macs(dense.spec, valid, None),
       target=target,
       stage_macs=config.ratio / config.prune.num_stages,
@@ -220,16 +220,20 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
 def hurried(
   stage: stage_lib.Stage, valid: Mapping[str, np.ndarray], stages: int
 ) -> str:
-  """What to tell of a search that cannot arrive in its stages; or nothing."""
-  # Twice as many are as good as none: the target is near a floor.
+  """What to tell of a search that has few stages for its ratio; or nothing."""
+  # Nobody looks farther than twice as many: the target may be at a floor.
   needed = costs.fewest_stages(stage, valid, 2 * stages)
   if needed <= stages:
     return ""
   ratio = 1.0 - float(stage.settings.target)
+  what = "what is left in the end goes at once, untrained"
+  if stage.settings.max_stages is not None:
+    what = "they take a larger part than that"
   return (
     f"config.prune.max_stages is {stages}: a search for a ratio of {ratio:.3g} "
-    f"takes about {needed} stages with the largest step in each, more where it "
-    "tries small modes; what is left in the end goes at once, untrained"
+    f"needs about {needed} stages, more where it tries small modes, if each "
+    f"takes at most {settings_lib.STAGE_SHARE:.0%} of what its mode has left; "
+    f"{what}"
   )
 
 

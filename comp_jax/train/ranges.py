@@ -12,7 +12,8 @@ from typing import Any
 import ml_collections
 
 from comp_jax import errors
-from comp_jax.train import fit, thresholds
+from comp_jax.train import fit
+from comp_jax.train import settings as settings_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ ALLOWED: Mapping[str, Range | Choice] = {
   "prune.validation": _SOME,
   "prune.validation_chunk": _SOME,
   "prune.calibration": _SOME,
-  "prune.cost": Choice(thresholds.COSTS),
+  "prune.cost": Choice(settings_lib.COSTS),
   "prune.save_every": _SOME,
   **{f"finetune.{key}": allowed for key, allowed in _TRAINS.items()},
   "finetune.tokens": Choice(("static", "threshold")),

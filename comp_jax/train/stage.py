@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float
 
 from comp_jax.core import importance, mps
 from comp_jax.core import masks as masks_lib
-from comp_jax.train import effects, finite, thresholds
+from comp_jax.train import effects, finite
+from comp_jax.train import settings as settings_lib
 from comp_jax.train import state as state_lib
 
 # More than this fraction of dense above the target is no drift.
@@ -302,7 +303,7 @@ class Stage(effects.Effects):
     )
     spare = jnp.sum(jnp.where(tokens, self.removable(state), 0.0))
     excess = state.macs - target
-    enough = thresholds.STAGE_SHARE * spare > excess
+    enough = settings_lib.STAGE_SHARE * spare > excess
     is_token = self.is_token
     able = self.removable(state) > 0
     selected = jnp.where(enough, tokens, ~is_token)

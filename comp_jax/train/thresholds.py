@@ -5,57 +5,17 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from comp_jax.core import groups as groups_lib
-from comp_jax.core import importance, mps
+from comp_jax.core import importance
 from comp_jax.core import masks as masks_lib
+from comp_jax.core import pace as pace_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.recipes import recipe as recipe_lib
+from comp_jax.train import settings as settings_lib
 from comp_jax.train import state as state_lib
 from comp_jax.train import step as step_lib
-
-# A mode that can remove less than this fraction of dense is exhausted.
-EXHAUSTED = 1e-3
-# A stage takes at most this share of what its mode can still remove.
-STAGE_SHARE = 0.2
-# See `Settings.cost`.
-COSTS = ("eq8", "immediate", "paired")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """Numbers of a search; in a sweep some of them are traced.
-
-  Attributes:
-    dense_macs: MACs of the dense model on the validation examples.
-    target: MACs to reach, as a fraction of dense.
-    stage_macs: MACs a stage removes, as a fraction of dense.
-    calibration: validation examples on which theta is bisected.
-    least_step: share of a stage's MACs. A smaller step drowns in the drift of
-      the token counts and in what training gains meanwhile, so its cost says
-      little and a stage of it alone is wasted: where one mode is raised per
-      stage, it rests while others can do more.
-    max_stages: stages in which a search must arrive: modes whose step would
-      leave the later ones too much rest (`mps.late`). None keeps no pace.
-    bisections: halvings of theta's range.
-    cost: what MPS learns: `eq8` (what a stage and its training cost),
-      `immediate` (before its training) or `paired` (after it, against the
-      same steps without the cut).
-  """
-
-  dense_macs: float
-  target: float | Float[Array, ""]
-  stage_macs: float | Float[Array, ""]
-  calibration: int
-  least_step: float = 0.1
-  max_stages: int | None = None
-  bisections: int = 12
-  cost: str = "eq8"
-
-  def __post_init__(self):
-    if self.cost not in COSTS:
-      raise ValueError(f"cost must be one of {COSTS}, not {self.cost!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +31,7 @@ class Thresholds:
 
   objective: step_lib.Objective
   recipe: recipe_lib.Recipe
-  settings: Settings
+  settings: settings_lib.Settings
   allowed: tuple[str, ...] | None = None
 
   @property
@@ -144,18 +104,31 @@ class Thresholds:
     Where one is raised per stage, those rest whose step is too small to be
     judged, or to arrive in the stages left.
     """
-    empty = removable < EXHAUSTED
+    empty = removable < settings_lib.EXHAUSTED
     if self.recipe.schedule not in recipe_lib.SINGLE:
       return empty
-    settings, step = self.settings, STAGE_SHARE * removable
+    settings, pace = self.settings, self.pace(state, removable)
+    step = pace.share * removable
     small = empty | (step < settings.least_step * settings.stage_macs)
     rests = jnp.where(jnp.all(small), empty, small)
     if settings.max_stages is None:
       return rests
     # One that rests has no step: it is never the one that all are held to.
-    way = state.macs, settings.target, settings.stage_macs, STAGE_SHARE
-    time = state.strategy.stage, settings.max_stages
-    return rests | mps.late(jnp.where(rests, 0.0, removable), *way, *time)
+    able = jnp.where(rests, 0.0, removable)
+    return rests | pace_lib.late(pace, state.macs, able, self.ahead(state))
+
+  def ahead(self, state: state_lib.SearchState) -> Int[Array, ""]:
+    """Stages that are left, with the one about to run."""
+    return self.settings.max_stages + 1 - state.strategy.stage
+
+  def pace(
+    self, state: state_lib.SearchState, removable: Float[Array, " m"]
+  ) -> pace_lib.Pace:
+    """What a stage of one mode may remove, hurried where it would be late."""
+    pace = self.settings.pace
+    if self.settings.max_stages is None:
+      return pace
+    return pace_lib.hurried(pace, state.macs, removable, self.ahead(state))
 
   @property
   def planned(self) -> Float[Array, ""]:
@@ -371,7 +344,7 @@ class Thresholds:
     tokens = jnp.any(selected & is_token)
     units = jnp.any(selected & ~is_token)
     by_tokens = jnp.sum(jnp.where(selected & is_token, removable, 0.0))
-    half = jnp.maximum(total / 2, total - STAGE_SHARE * by_tokens)
+    half = jnp.maximum(total / 2, total - settings_lib.STAGE_SHARE * by_tokens)
     need = jnp.where(units, jnp.where(tokens, half, total), 0.0)
     marked = self.mark(state, selected, need, key, share=share)
     masks = masks_lib.soft(state.masks, marked, 1.0)
@@ -395,6 +368,9 @@ class Thresholds:
         gone = 1.0
       goal = 1.0 - gone * (1.0 - self.settings.target)
       return jnp.where(jnp.any(selected), goal, state.macs)
-    share = STAGE_SHARE * jnp.sum(jnp.where(selected, removable, 0.0))
-    step = jnp.minimum(self.settings.stage_macs, share)
+    share = settings_lib.STAGE_SHARE
+    if self.recipe.schedule in recipe_lib.SINGLE:
+      share = self.pace(state, removable).share
+    most = share * jnp.sum(jnp.where(selected, removable, 0.0))
+    step = jnp.minimum(self.settings.stage_macs, most)
     return jnp.maximum(self.settings.target, state.macs - step)

@@ -16,7 +16,8 @@ from comp_jax.core import groups as groups_lib
 from comp_jax.models import families, presets
 from comp_jax.recipes import library
 from comp_jax.tasks import retrieval
-from comp_jax.train import compiled, step, thresholds
+from comp_jax.train import compiled, step
+from comp_jax.train import settings as settings_lib
 from comp_jax.train import stage as stage_lib
 from tests.train import kit
 
@@ -82,7 +83,7 @@ def test_marked_units_are_those_of_the_pseudo_code(make, need):
     metric=retrieval.loss,
     recipe=recipe,
     optimizer=optax.set_to_zero(),
-    settings=thresholds.Settings(
+    settings=settings_lib.Settings(
       dense_macs=1.0, target=0.5, stage_macs=0.1, calibration=4
     ),
   )

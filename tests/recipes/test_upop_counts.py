@@ -16,7 +16,8 @@ from comp_jax.core import groups as groups_lib
 from comp_jax.models import families, presets
 from comp_jax.recipes import library
 from comp_jax.tasks import nlvr
-from comp_jax.train import compiled, costs, step, thresholds
+from comp_jax.train import compiled, costs, step
+from comp_jax.train import settings as settings_lib
 from comp_jax.train import stage as stage_lib
 from tests.train import kit
 
@@ -130,7 +131,7 @@ def make_stage(model=MODEL, lengths=(7, 8, 9, 10)):
     metric=nlvr.TASK.metrics["loss"],
     recipe=recipe,
     optimizer=optax.adamw(1e-3),
-    settings=thresholds.Settings(
+    settings=settings_lib.Settings(
       dense_macs=costs.static_macs(model, valid, None),
       target=1.0 - RATIO,
       stage_macs=RATIO / STAGES,

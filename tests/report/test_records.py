@@ -6,9 +6,9 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
-from comp_jax.core import mps
+from comp_jax.core import pace
 from comp_jax.report import comparable, compared, comparison, tables
-from comp_jax.train import thresholds
+from comp_jax.train import settings as settings_lib
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # The page of each folder of records, and the split and metrics that it shows.
@@ -118,35 +118,33 @@ def test_no_recorded_search_was_faster_than_was_foretold():
     alone = report["recipe"].startswith("comp")
     if not (arrived and alone):
       continue
-    few = mps.fewest_stages(
-      jnp.array(list(rows[0]["removable"].values())),
-      1 - report["ratio"],
-      report["ratio"] / report["config"]["prune"]["num_stages"],
-      thresholds.STAGE_SHARE,
-      100,
-    )
+    dense = jnp.array(list(rows[0]["removable"].values()))
+    few = pace.fewest_stages(_pace(report), dense, 100)
     assert few <= len(rows), path.name
     more.append(len(rows) - int(few))
   assert len(more) > 10 and sorted(more)[len(more) // 2] <= 2
 
 
-def _resting(report, row):
-  """Which modes would rest in a stage today."""
-  prune, dense = report["config"]["prune"], report["macs"]["dense"]
-  removable = jnp.array(list(row["removable"].values()))
-  stage_macs = report["ratio"] / prune["num_stages"]
-  step = thresholds.STAGE_SHARE * removable
-  small = step < prune["least_step"] * stage_macs
-  late = mps.late(
-    jnp.where(small, 0.0, removable),
-    jnp.float32(row["macs_before"] / dense),
-    1 - report["ratio"],
-    stage_macs,
-    thresholds.STAGE_SHARE,
-    jnp.asarray(row["index"]),
-    prune["max_stages"],
+def _pace(report):
+  """What a stage may remove where nothing hurries it."""
+  return pace.Pace(
+    target=1 - report["ratio"],
+    stage_macs=report["ratio"] / report["config"]["prune"]["num_stages"],
+    share=settings_lib.STAGE_SHARE,
   )
-  return (small | late).tolist()
+
+
+def _resting(report, row):
+  """Which modes would rest in a stage today; none of these hurries."""
+  prune, usual = report["config"]["prune"], _pace(report)
+  removable = jnp.array(list(row["removable"].values()))
+  macs = jnp.float32(row["macs_before"] / report["macs"]["dense"])
+  ahead = prune["max_stages"] + 1 - row["index"]
+  now = pace.hurried(usual, macs, removable, ahead)
+  assert now.share == jnp.float32(usual.share), row["index"]
+  small = now.share * removable < prune["least_step"] * now.stage_macs
+  able = jnp.where(small, 0.0, removable)
+  return (small | pace.late(now, macs, able, ahead)).tolist()
 
 
 def _readme():

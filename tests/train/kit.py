@@ -9,7 +9,8 @@ import numpy as np
 from comp_jax.models import families, specs
 from comp_jax.recipes import library
 from comp_jax.tasks import retrieval
-from comp_jax.train import costs, fit, state, step, thresholds
+from comp_jax.train import costs, fit, state, step
+from comp_jax.train import settings as settings_lib
 from comp_jax.train import stage as stage_lib
 
 STEPS, BATCH, VALIDATION = 2, 8, 16
@@ -96,7 +97,7 @@ def make_stage(
     metric=lambda output, batch: -retrieval.loss(output, batch),
     recipe=built,
     optimizer=fit.adamw(1e-3, 0.05, 1.0),
-    settings=thresholds.Settings(
+    settings=settings_lib.Settings(
       dense_macs=costs.static_macs(
         model, costs.valid_tokens(model, select()), None
       ),

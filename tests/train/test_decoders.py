@@ -9,7 +9,8 @@ from comp_jax.core.tokens import TokenPolicy
 from comp_jax.models import families, towers
 from comp_jax.recipes import library
 from comp_jax.tasks import vqa
-from comp_jax.train import costs, fit, step, thresholds
+from comp_jax.train import costs, fit, step
+from comp_jax.train import settings as settings_lib
 from comp_jax.train import stage as stage_lib
 from tests.models import model_kit
 
@@ -40,7 +41,7 @@ def test_question_answering_is_pruned_to_its_target_in_every_mode():
     metric=lambda output, batch: -vqa.loss(output, batch),
     recipe=recipe,
     optimizer=fit.adamw(1e-3, 0.0, 1.0),
-    settings=thresholds.Settings(
+    settings=settings_lib.Settings(
       dense_macs=dense,
       target=0.7,
       stage_macs=0.1,

@@ -10,7 +10,8 @@ from comp_jax.core import compact, groups, importance
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.core.execution import Execution
 from comp_jax.recipes import library
-from comp_jax.train import fit, stage, step, thresholds
+from comp_jax.train import fit, stage, step
+from comp_jax.train import settings as settings_lib
 
 LAYERS, WIDTH, NEURONS = 3, 8, 24
 
@@ -84,7 +85,7 @@ def test_a_model_of_ones_own_is_pruned_and_compacted():
     metric=lambda output, batch: -loss(output, batch),
     recipe=library.build("comp"),
     optimizer=fit.adamw(1e-2, 0.0, 1.0),
-    settings=thresholds.Settings(
+    settings=settings_lib.Settings(
       dense_macs=2.0 * WIDTH * NEURONS * LAYERS,
       target=0.5,
       stage_macs=0.15,

@@ -92,7 +92,10 @@ def test_stages_that_are_too_few_are_told_before_the_search(config):
   config.prune.max_stages = 12
   (told,) = prepare.prepare(config).warnings
   # Its recorded run took 17 (docs/records/emoji_tiny).
-  assert "max_stages is 12: a search for a ratio of 0.7 takes about 17" in told
+  assert "max_stages is 12: a search for a ratio of 0.7 needs about 17" in told
+  assert "at most 20% of what its mode has left; they take a larger" in told
+  config.prune.keep_pace = False
+  assert "goes at once, untrained" in prepare.prepare(config).warnings[0]
   config.ratio, config.prune.num_stages = 0.4, 8
   assert not prepare.prepare(config).warnings
   # All modes at once take what a stage should.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from comp_jax.train import thresholds
+from comp_jax.train import settings as settings_lib
 from tests.train import kit
 
 
@@ -86,5 +86,5 @@ def test_some_mode_is_open_while_one_can_remove_something(least):
   for number, macs, target, removable in cases:
     removable = jnp.asarray(removable, jnp.float32)
     rests = found(number, macs, target, removable)
-    empty = removable < thresholds.EXHAUSTED
+    empty = removable < settings_lib.EXHAUSTED
     assert not jnp.all(rests) or jnp.all(empty), (number, target, removable)

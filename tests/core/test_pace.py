@@ -1,0 +1,129 @@
+"""How a search arrives in its stages, against plain readings."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from comp_jax.core import pace
+
+START = [0.5, 0.4, 0.2, 0.02]
+
+
+def _after(macs, removable, mode, stage_macs, share):
+  """A stage of one mode; the others lose in proportion."""
+  step = min(stage_macs, share * removable[mode])
+  left = [x * (1 - step / macs) for x in removable]
+  left[mode] = removable[mode] - step
+  return macs - step, left
+
+
+def _largest(macs, removable, stages, stage_macs, share):
+  """MACs after stages of the largest step each."""
+  for _ in range(stages):
+    mode = max(range(len(removable)), key=lambda i: removable[i])
+    macs, removable = _after(macs, removable, mode, stage_macs, share)
+  return macs
+
+
+def _pace(target, stage_macs=0.1, share=0.2):
+  return pace.Pace(target=target, stage_macs=stage_macs, share=share)
+
+
+@pytest.mark.parametrize("number", [1, 4, 6, 7, 8])
+@pytest.mark.parametrize("target", [0.1, 0.24, 0.4, 0.51, 0.63, 0.8])
+def test_modes_are_late_after_which_the_others_cannot_arrive(number, target):
+  """Of 8 stages that remove 0.1 each, or a fifth of what their mode has."""
+  start = [0.7, 0.4, 0.2, 0.02]
+  ends = [
+    _largest(*_after(0.8, start, mode, 0.1, 0.2), 8 - number, 0.1, 0.2)
+    for mode in range(4)
+  ]
+  expected = [x > target and x > min(ends) for x in ends]
+  late = jax.jit(lambda stages: pace.late(_pace(target), *_now(start), stages))
+  np.testing.assert_array_equal(late(9 - number), expected)
+
+
+def _now(removable, macs=0.8):
+  return jnp.float32(macs), jnp.asarray(removable, jnp.float32)
+
+
+@pytest.mark.parametrize("target", [0.9, 0.5, 0.3, 0.2, 0.15])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_fewest_stages_are_those_of_the_largest_steps(target, share):
+  taken = 0
+  while _largest(1.0, START, taken, 0.1, share) > target and taken < 40:
+    taken += 1
+  asked = _pace(target, share=share)
+  few = lambda most: pace.fewest_stages(asked, jnp.asarray(START), most)  # noqa: E731
+  assert int(few(40)) == taken
+  # No farther than one is asked to look.
+  assert int(few(3)) == min(taken, 3)
+
+
+@hypothesis.given(
+  target=st.floats(0.05, 0.95),
+  stages=st.integers(1, 24),
+  removable=st.lists(st.floats(0.0, 0.9), min_size=4, max_size=4),
+)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_steps_grow_only_where_the_search_would_be_late(
+  target, stages, removable
+):
+  total = sum(removable) or 1.0
+  removable = [0.9 * x / total for x in removable]
+  share = float(_share(target, jnp.asarray(removable), stages))
+  arrives = lambda share, stages: (  # noqa: E731
+    _largest(1.0, removable, stages, 0.15, share) <= target + pace.NEAR
+  )
+  near = abs(_largest(1.0, removable, stages, 0.15, 0.2) - target - pace.NEAR)
+  near = near < 1e-5
+  hypothesis.assume(not near)
+  if arrives(0.2, stages):
+    assert share == np.float32(0.2)
+    return
+  few = max(stages - stages // pace.SPARE, 1)
+  # The least that arrives with stages to spare; all that a mode has where none
+  # does.
+  assert 0.2 < share <= 1.0
+  if not arrives(1.0, few):
+    assert share == 1.0
+  else:
+    assert arrives(min(share + 2e-3, 1.0), few)
+    assert share <= 0.2 + 1e-3 or not arrives(share - 2e-3, few)
+
+
+@jax.jit
+def _share(target, removable, stages):
+  asked = _pace(target, stage_macs=0.15)
+  return pace.hurried(asked, jnp.float32(1.0), removable, stages).share
+
+
+def test_a_hurried_search_arrives_whatever_small_modes_it_tries():
+  """A stage in four goes to the least mode that is not late."""
+  removable, macs = jnp.asarray(START), jnp.float32(1.0)
+  usual = _pace(0.25, stage_macs=0.15)
+  assert pace.fewest_stages(usual, removable, 40) > 10
+  stages = 9
+
+  @jax.jit
+  def step(macs, removable, left, small):
+    now = pace.hurried(usual, macs, removable, left)
+    late = pace.late(now, macs, removable, left)
+    least = jnp.argmin(jnp.where(late, jnp.inf, removable))
+    mode = jnp.where(small, least, jnp.argmax(removable))
+    return now.after(macs, removable, mode)
+
+  for number in range(stages):
+    if macs <= 0.25:
+      break
+    small = number % 4 == 0
+    macs, removable = step(macs, removable, stages - number, small)
+  assert macs <= 0.25 + pace.NEAR
+  # At steps of the usual share it would not.
+  assert _largest(1.0, START, stages, 0.15, 0.2) > 0.27
+  assert dataclasses.replace(usual, share=1.0).end(*_now(START, 1.0), 9) < 0.25

@@ -85,11 +85,19 @@ def _row(recipe, ratio, seeds, reports, row):
   return f"| {' | '.join(map(str, cells))} |"
 
 
-@pytest.mark.parametrize("name", ["pace", "comp_0.5", "comp_0.85"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "flickr8k/pace",
+    "flickr8k/comp_0.5",
+    "flickr8k/comp_0.85",
+    "flickr8k_itm/comp",
+    "flickr8k_itm/scarce",
+  ],
+)
 def test_searches_that_took_their_time_are_those_of_a_pace(name):
   """Those that kept one kept a coarser one; the others needed none."""
-  records = DOCS / "records" / "flickr8k"
-  paths = sorted(records.glob(f"{name}_*/report.json"))
+  paths = sorted((DOCS / "records").glob(f"{name}_*/report.json"))
   assert paths
   for path in paths:
     report = json.loads(path.read_text(encoding="utf-8"))
@@ -98,7 +106,7 @@ def test_searches_that_took_their_time_are_those_of_a_pace(name):
         continue
       where = f"{path.parent.name}, stage {row['index']}"
       rests = _resting(report, row)
-      if name != "pace" or row["index"] > 3:
+      if name != "flickr8k/pace" or row["index"] > 3:
         assert rests == list(row["exhausted"].values()), where
       else:
         # The text tower rested then; now its prices alone speak against it.

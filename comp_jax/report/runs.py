@@ -15,6 +15,7 @@ from comp_jax.recipes import library
 from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.report import schema
 from comp_jax.train import examples, workdir
+from comp_jax.train import settings as settings_lib
 
 # A sweep's groups of points and what became of each, as `cli.sweep` writes
 # them; the points of a group, as `train.sweep_group` does.
@@ -61,7 +62,8 @@ class Run:
 
     In this order: fields of the recipe, and of what it prunes; the estimator,
     where the recipe names no score of its own; which steps rest, where one mode
-    is raised per stage; how costs are weighed, where they are.
+    is raised per stage; how costs are weighed, where they are. What a config
+    sets to the value that it has anyway is not set.
     """
     config = self.report["config"]
     recipe = dict(config.get("recipe") or {})
@@ -80,13 +82,17 @@ class Run:
     if self.schedule in recipe_lib.SINGLE:
       resting = _set(
         {
-          "least_step": _get(config, "prune.least_step"),
+          "least_step": _but(
+            _get(config, "prune.least_step"), settings_lib.Settings.least_step
+          ),
           # Off, too, in runs from before there was a pace.
           "keep_pace": None if _get(config, "prune.keep_pace") else False,
         }
       )
     if self.schedule in recipe_lib.WEIGHING:
-      weighing = _set({**strategy, "cost": _get(config, "prune.cost")})
+      own = self._recipe.strategy if self._recipe else None
+      changed = {k: _but(v, getattr(own, k, None)) for k, v in strategy.items()}
+      weighing = _set({**changed, "cost": _get(config, "prune.cost")})
     return _set(recipe), scored, resting, weighing
 
   @property
@@ -292,6 +298,11 @@ def tuned_macs(report: schema.Report) -> float | None:
 def _get(config: Mapping[str, Any], path: str) -> Any:
   section, name = path.split(".")
   return (config.get(section) or {}).get(name)
+
+
+def _but(value: Any, usual: Any) -> Any:
+  """The value; None where it is the usual one."""
+  return None if value == usual else value
 
 
 def _set(fields: Mapping[str, Any]) -> dict[str, str]:

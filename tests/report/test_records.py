@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from comp_jax.core import pace
-from comp_jax.report import comparable, compared, comparison, tables
+from comp_jax.report import (
+  comparable,
+  compared,
+  comparison,
+  over_tasks,
+  tables,
+)
 from comp_jax.train import settings as settings_lib
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -15,6 +21,8 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = {
   "flickr8k": ("flickr8k_retrieval.md", "dev", ("t2i_r10", "i2t_r10")),
   "flickr8k_itm": ("flickr8k_pairs.md", "val", ("accuracy", "auc")),
+  "nlvr_emoji_grid": ("nlvr_grid.md", "dev", ("accuracy",)),
+  "nlvr_emoji_short": ("nlvr_grid.md", "dev", ("accuracy",)),
 }
 
 
@@ -161,6 +169,19 @@ def _readme():
 
 def test_the_readme_has_the_rows_of_the_records():
   assert "\n".join(_readme_rows()) in _readme()
+
+
+def test_the_mean_of_the_tasks_is_that_of_the_records():
+  folders = ("flickr8k", "flickr8k_itm", "nlvr_emoji_grid")
+  models, _ = comparable.gather([DOCS / "records" / f for f in folders])
+  results = [comparison.compare(members)[0] for members in models.values()]
+  found = [m for m in over_tasks.means(results) if m.method == "uniform"]
+  assert [(m.ratio, len(m.tasks)) for m in found] == [(0.7, 3), (0.85, 3)]
+  for mean in found:
+    low, high = -mean.interval.high, -mean.interval.low
+    said = f"{-mean.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    assert said in _readme(), said
+    assert said in (DOCS / "results.md").read_text(encoding="utf-8"), said
 
 
 # Row of the report, MACs of the report, name in README, whether it is bold.

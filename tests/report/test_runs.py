@@ -97,8 +97,25 @@ def test_runs_that_learn_another_cost_have_names_of_their_own(tmp_path, make):
     "uniform",
     "round_robin (least_step=0.5)",
     "round_robin (least_step=0.5, keep_pace=False)",
-    "round_robin (least_step=0.1, keep_pace=False)",
+    # What a config has anyway is not named.
+    "round_robin (keep_pace=False)",
   }
+
+
+def test_a_value_that_a_recipe_has_anyway_does_not_name_it(tmp_path, make):
+  """As the axes of a sweep set it in the points that change nothing."""
+  for index, (recipe, explore) in enumerate(
+    [("comp", 0.2), ("comp", 0.0), ("comp_greedy", 0.0), ("comp_greedy", 0.2)]
+  ):
+    named = {"name": recipe, "strategy": {"explore": explore, "scarcity": 0.0}}
+    kit.save(tmp_path / str(index), make(0, recipe), recipe=named)
+  (members,) = comparable.gather([tmp_path])[0].values()
+  assert [run.method for run in members] == [
+    "comp",
+    "comp (explore=0.0)",
+    "comp_greedy",
+    "comp_greedy (explore=0.2)",
+  ]
 
 
 def test_the_estimator_is_part_of_a_method_that_has_no_score_alone(

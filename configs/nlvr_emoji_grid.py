@@ -1,4 +1,4 @@
-"""`nlvr_emoji` at a budget that lets every recipe run with five seeds.
+"""`nlvr_emoji` at a budget that leaves room for five seeds of many recipes.
 
 52 steps of search and 60 of fine-tuning, of 32 statements each: about two
 minutes of one CPU core for a point. Accuracy on dev, means of five seeds

@@ -101,7 +101,8 @@ def hurried(
   """The pace, or one of larger steps where the stages left need them.
 
   Its share is then the least at which the largest steps arrive with one stage
-  of `SPARE` left over.
+  of `SPARE` left over; with none where no share does, as `stage_macs` is the
+  limit: else modes that have little would be emptied at once for nothing.
 
   Args:
     pace: of the search.
@@ -115,11 +116,12 @@ def hurried(
     return tried.end(macs, removable, stages) <= pace.target + NEAR
 
   few = jnp.maximum(stages - stages // SPARE, 1)
+  within = jnp.where(arrives(1.0, few), few, stages)
 
   def halve(bracket, _):
     low, high = bracket
     middle = (low + high) / 2
-    meets = arrives(middle, few)
+    meets = arrives(middle, within)
     return (
       jnp.where(meets, low, middle),
       jnp.where(meets, middle, high),

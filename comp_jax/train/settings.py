@@ -28,7 +28,8 @@ class Settings:
       little and a stage of it alone is wasted: where one mode is raised per
       stage, it rests while others can do more.
     max_stages: stages in which a search must arrive: modes whose step would
-      leave the later ones too much rest (`mps.late`). None keeps no pace.
+      leave the later ones too much rest (`pace.late`), and steps grow where
+      the largest are not enough (`pace.hurried`). None keeps no pace.
     bisections: halvings of theta's range.
     cost: what MPS learns: `eq8` (what a stage and its training cost),
       `immediate` (before its training) or `paired` (after it, against the

@@ -87,20 +87,32 @@ def test_steps_grow_only_where_the_search_would_be_late(
     assert share == np.float32(0.2)
     return
   few = max(stages - stages // pace.SPARE, 1)
-  # The least that arrives with stages to spare; all that a mode has where none
-  # does.
+  # The least that arrives with stages to spare, else in all of them; all that a
+  # mode has where none does.
   assert 0.2 < share <= 1.0
-  if not arrives(1.0, few):
+  within = few if arrives(1.0, few) else stages
+  if not arrives(1.0, within):
     assert share == 1.0
   else:
-    assert arrives(min(share + 2e-3, 1.0), few)
-    assert share <= 0.2 + 1e-3 or not arrives(share - 2e-3, few)
+    assert arrives(min(share + 2e-3, 1.0), within)
+    assert share <= 0.2 + 1e-3 or not arrives(share - 2e-3, within)
 
 
 @jax.jit
 def _share(target, removable, stages):
   asked = _pace(target, stage_macs=0.15)
   return pace.hurried(asked, jnp.float32(1.0), removable, stages).share
+
+
+def test_no_mode_is_emptied_for_a_stage_that_cannot_be_spared():
+  """Five stages of 0.15 for 0.65: four are too few, whatever their share."""
+  usual = _pace(0.35, stage_macs=0.15)
+  end = lambda share, stages: dataclasses.replace(usual, share=share).end(  # noqa: E731
+    *_now(START, 1.0), stages
+  )
+  found = pace.hurried(usual, *_now(START, 1.0), 5).share
+  assert end(0.2, 5) > 0.35 + pace.NEAR and end(1.0, 4) > 0.35 + pace.NEAR
+  assert 0.2 < found < 0.9 and end(found, 5) <= 0.35 + pace.NEAR
 
 
 def test_a_hurried_search_arrives_whatever_small_modes_it_tries():

@@ -45,6 +45,7 @@ def make(job: prepare.Job, points) -> sweep.Sweep:
         seed=seed,
         learning_rate=config.prune.learning_rate,
         finetune_rate=config.finetune.learning_rate,
+        least_step=config.prune.least_step,
         strategy={},
       )
       for ratio, seed in points

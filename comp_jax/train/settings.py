@@ -40,7 +40,7 @@ class Settings:
   target: float | Float[Array, ""]
   stage_macs: float | Float[Array, ""]
   calibration: int
-  least_step: float = 0.1
+  least_step: float | Float[Array, ""] = 0.1
   max_stages: int | None = None
   bisections: int = 12
   cost: str = "eq8"

@@ -35,6 +35,7 @@ class Member:
     seed: of the order of the data, and of the choices.
     learning_rate: of the search.
     finetune_rate: peak of the masked fine-tuning.
+    least_step: of its settings.
     strategy: fields of `mps.Options` that replace the recipe's.
   """
 
@@ -42,6 +43,7 @@ class Member:
   seed: int
   learning_rate: float
   finetune_rate: float
+  least_step: float
   strategy: Mapping[str, float]
 
 
@@ -96,6 +98,7 @@ class Sweep:
       "data": np.array(rows, np.int32),
       "learning_rate": pick("learning_rate"),
       "finetune_rate": pick("finetune_rate"),
+      "least_step": pick("least_step"),
       "finetune_steps": np.full(
         len(ratio), self.finetune.chunks * self.finetune.chunk, np.float32
       ),
@@ -115,7 +118,10 @@ class Sweep:
         strategy=dataclasses.replace(recipe.strategy, **values["strategy"]),
       ),
       settings=dataclasses.replace(
-        settings, target=values["target"], stage_macs=values["stage_macs"]
+        settings,
+        target=values["target"],
+        stage_macs=values["stage_macs"],
+        least_step=values["least_step"],
       ),
       optimizer=self.optimizer(values["learning_rate"]),
     )

@@ -35,11 +35,19 @@ from comp_jax.train import workdir as workdir_lib
 _LOG = logging.getLogger(__name__)
 # Config keys that may differ between the points of one program.
 STRATEGY = "recipe.strategy."
-CONSTANTS = ("explore", "temperature", "history", "max_interval", "scarcity")
+CONSTANTS = (
+  "explore",
+  "temperature",
+  "history",
+  "max_interval",
+  "explore_within",
+  "scarcity",
+)
 TRACED = (
   "ratio",
   "seed",
   "prune.learning_rate",
+  "prune.least_step",
   "finetune.learning_rate",
   *(STRATEGY + name for name in CONSTANTS),
 )
@@ -225,6 +233,7 @@ def _member(config: ml_collections.ConfigDict, point: Point) -> sweep.Member:
     finetune_rate=value(
       "finetune.learning_rate", config.finetune.learning_rate
     ),
+    least_step=value("prune.least_step", config.prune.least_step),
     strategy={
       key.removeprefix(STRATEGY): float(number)
       for key, number in point.items()

@@ -1,5 +1,6 @@
 """What `sweep` makes of its command line."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import threading
 import time
 
 import pytest
+import rich.console
 
 from comp_jax import errors
 from comp_jax.cli import configs, sweep, verbs
@@ -74,6 +76,14 @@ def test_what_changes_programs_makes_groups(config):
   ]
 
 
+def test_constants_of_mps_make_points_of_one_group(config):
+  constants = ["explore", "history", "explore_within", "scarcity"]
+  axes = [f"recipe.strategy.{name}=0.5,2" for name in constants]
+  (group,) = sweep.split(sweep.axes(config, [*axes, "prune.least_step=0.1,1"]))
+  assert not group.fixed
+  assert len(group.points) == 2 ** (len(constants) + 1)
+
+
 @pytest.mark.parametrize(
   ("text", "named"),
   [
@@ -115,6 +125,20 @@ def test_results_that_were_cut_are_named(tmp_path):
   (tmp_path / "results.jsonl").write_text('{"status": "done"}\n{"sta')
   with pytest.raises(errors.UserError, match="results.jsonl is not JSON lines"):
     sweep_group.read(tmp_path)
+
+
+def test_the_live_table_says_where_each_point_is(config, tmp_path):
+  groups = sweep.split(sweep.axes(config, ["ratios=0.99,0.5", "seeds=3"]))
+  (folder := tmp_path / groups[0].name).mkdir()
+  row = {"mode": "text_tokens", "macs_fraction": 0.7, "metric": -1.25}
+  # The first is beyond reach: no stage of it ran, ever.
+  told = {"phase": "search", "members": [{}, row]}
+  (folder / sweep_group.PROGRESS).write_text(json.dumps(told))
+  console = rich.console.Console(width=100, record=True, file=io.StringIO())
+  console.print(sweep._table(groups, tmp_path, {}))
+  beyond, other = console.export_text().splitlines()[-3:-1]
+  assert beyond.split() == ["ratio=0.99", "search"]
+  assert other.split() == "ratio=0.5 search text_tokens 70.0% -1.250".split()
 
 
 def test_points_are_added_as_groups_of_their_own(config):

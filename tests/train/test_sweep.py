@@ -28,14 +28,19 @@ MEMBERS = tuple(
     seed=seed,
     learning_rate=rate,
     finetune_rate=1e-3,
-    strategy={"explore": explore, "scarcity": scarcity},
+    least_step=least,
+    strategy={
+      "explore": explore,
+      "explore_within": within,
+      "scarcity": scarcity,
+    },
   )
-  for ratio, seed, rate, explore, scarcity in (
-    (0.5, 0, 1e-3, 0.2, 0.0),
-    (0.3, 7, 1e-3, 0.2, 2.0),
-    (0.5, 7, 5e-4, 0.9, 0.0),
+  for ratio, seed, rate, least, explore, within, scarcity in (
+    (0.5, 0, 1e-3, 0.1, 0.2, 100.0, 0.0),
+    (0.3, 7, 1e-3, 0.1, 0.2, 100.0, 2.0),
+    (0.5, 7, 5e-4, 0.3, 0.9, 1.5, 0.0),
     # Has nothing to remove.
-    (0.0, 0, 1e-3, 0.2, 0.0),
+    (0.0, 0, 1e-3, 0.1, 0.2, 100.0, 0.0),
   )
 )
 
@@ -118,6 +123,7 @@ def alone(folder, member):
   strategy = dataclasses.replace(stage.recipe.strategy, **member.strategy)
   stage = dataclasses.replace(
     stage,
+    settings=dataclasses.replace(stage.settings, least_step=member.least_step),
     recipe=dataclasses.replace(stage.recipe, strategy=strategy),
     optimizer=optimizer(member.learning_rate),
   )
@@ -198,6 +204,7 @@ def test_sixteen_points_are_one_compilation_and_sixteen_runs(tmp_path):
       seed=seed,
       learning_rate=1e-3,
       finetune_rate=1e-3,
+      least_step=0.1,
       strategy={},
     )
     for ratio in (0.3, 0.4, 0.5, 0.6)

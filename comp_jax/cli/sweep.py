@@ -9,8 +9,8 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ import rich.table
 import rich.text
 
 from comp_jax import errors
-from comp_jax.cli import configs
+from comp_jax.cli import children, configs
 from comp_jax.interop import atomic
 from comp_jax.report import runs
 
@@ -49,7 +49,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser.add_argument(
     "--processes", type=int, default=1, help="groups that run at a time"
   )
+  # Of a process that this one starts.
   parser.add_argument("--group", help=argparse.SUPPRESS)
+  parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
   parser.set_defaults(run=run)
 
 
@@ -80,10 +82,12 @@ def run(arguments: argparse.Namespace) -> None:
   workdir = pathlib.Path(arguments.workdir)
   there = _stored(workdir)
   if arguments.group:
+    children.follow(arguments.parent)
     (group,) = [g for g in there if g.name == arguments.group]
     _run_group(config, group, workdir)
     return
   groups = grown(there, split(axes(config, arguments.sweep)))
+  check(config, groups)
   if arguments.processes < 1:
     raise errors.UserError(
       f"--processes must be 1 or more, not {arguments.processes}"
@@ -131,6 +135,8 @@ def axes(
     found[key] = [
       value for part in values.split(",") for value in _values(key, part, kind)
     ]
+    if not found[key]:
+      raise errors.UserError(f"--sweep {text}: stands for no value")
     if len(set(found[key])) < len(found[key]):
       raise errors.UserError(f"--sweep {key}: a value is given twice")
   return found
@@ -185,6 +191,21 @@ def grown(there: Sequence[Group], wanted: Sequence[Group]) -> list[Group]:
   return groups
 
 
+def check(config: ml_collections.ConfigDict, groups: Sequence[Group]) -> None:
+  """Raises a UserError for a value or recipe that no point could run with.
+
+  Before a folder is claimed, or the first group has run for hours.
+  """
+  from comp_jax.train import prepare, ranges
+
+  for group in groups:
+    for point in group.points:
+      ranges.check_values({**group.fixed, **point})
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(dict(group.fixed))
+    prepare.recipe_of(changed)
+
+
 def _values(key: str, text: str, kind: type) -> list[Any]:
   """The values that one item between commas stands for."""
   first, colon, end = text.partition(":")
@@ -232,7 +253,7 @@ def _run_all(
   waiting, running, failed = list(groups), {}, {}
   command = [sys.executable, "-m", "comp_jax", "sweep"]
   command += ["--config", arguments.config, "--workdir", arguments.workdir]
-  command += ["--sweep", *arguments.sweep]
+  command += ["--parent", str(os.getpid()), "--sweep", *arguments.sweep]
   console = rich.console.Console()
   with preemption.watch() as watch:
     try:
@@ -240,23 +261,18 @@ def _run_all(
         while waiting or running:
           while waiting and len(running) < arguments.processes:
             group = waiting.pop(0)
-            # A file takes whatever a child says; a pipe that nobody reads
-            # while it runs would fill up and stop it.
-            with _log(workdir, group.name).open("w") as log:
-              running[group.name] = subprocess.Popen(
-                [*command, "--group", group.name],
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-              )
+            running[group.name] = children.begin(
+              [*command, "--group", group.name], _log(workdir, group.name)
+            )
           time.sleep(0.5)
           if watch.requested():
             # Before the children are looked at: they may have heard it too.
             raise KeyboardInterrupt
           ended = [name for name in running if running[name].poll() is not None]
           for name in ended:
-            if running.pop(name).returncode:
-              said = _log(workdir, name).read_text().strip() or "no message"
-              failed[name] = said.splitlines()[-1].removeprefix("error: ")
+            if code := running.pop(name).returncode:
+              said = _log(workdir, name).read_text(errors="replace")
+              failed[name] = children.reason(code, said)
           _gather(groups, workdir, failed)
           live.update(_table(groups, workdir, failed), refresh=True)
     finally:

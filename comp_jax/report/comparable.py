@@ -16,7 +16,7 @@ TOLERANCE = 5e-3
 # metrics are one: the same commands on another machine differ by rounding.
 SAME = 5e-3
 # What may differ between runs at one ratio: how they prune, and what changes no
-# result. All else (data, rates, steps in all) must be equal.
+# result. All else (data, steps in all) must be equal.
 _FREE = (
   "ratio",
   "seed",
@@ -72,14 +72,14 @@ def gather(
 def named(members: Sequence[runs.Run]) -> list[runs.Run]:
   """The runs with their methods.
 
-  What all of them changed is not named, nor the stages that most have at a
-  ratio.
+  What all of them changed is not named, nor the stages and rates that most have
+  at a ratio.
   """
-  settings = [(*run.settings, run.stages) for run in members]
+  settings = [(*run.settings, run.training) for run in members]
   shared = set().union(*(_common(kind) for kind in zip(*settings, strict=True)))
   cuts = collections.defaultdict(collections.Counter)
   for run in members:
-    cuts[run.ratio][tuple(run.stages.items())] += 1
+    cuts[run.ratio][tuple(run.training.items())] += 1
   named = []
   for run, kinds in zip(members, settings, strict=True):
     ((usual, _),) = cuts[run.ratio].most_common(1)
@@ -100,7 +100,7 @@ def between_ratios(members: Sequence[runs.Run]) -> list[str]:
 
   The epochs that the paper gives to a ratio, for one.
   """
-  configs = {run.ratio: _shared(run.report["config"]) for run in members}
+  configs = {run.ratio: _shared(run.report["config"], ()) for run in members}
   first, *others = configs.values()
   return sorted({key for other in others for key in workdir.diff(first, other)})
 
@@ -210,23 +210,33 @@ def _once(
   return list(kept.values()), left_out
 
 
-def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+def _shared(
+  config: Mapping[str, Any], named: Sequence[str] = runs.RATES
+) -> dict[str, Any]:
   """The part of a config that compared runs have in common.
 
   A method may cut its search into stages of its own (UPop marks anew in every
-  step): what is shared are the steps of the search in all.
+  step), and what a search does not need goes to fine-tuning: what is shared are
+  the steps of both.
+
+  Args:
+    config: of a run.
+    named: keys of it that are told by the name of a method.
   """
-  shared = {}
+  free, shared = {*_FREE, *named}, {}
   for key, value in config.items():
-    if key in _FREE:
+    if key in free:
       continue
     if isinstance(value, Mapping):
-      value = {k: v for k, v in value.items() if f"{key}.{k}" not in _FREE}
-    if key == "prune" and all(name in value for name in runs.STAGES):
-      value = dict(value)
-      _, most, warmup, steps = (value.pop(name) for name in runs.STAGES)
-      value["steps in all"] = (warmup + most) * steps
+      value = {k: v for k, v in value.items() if f"{key}.{k}" not in free}
     shared[key] = value
+  prune, finetune = (shared.get(key, {}) for key in ("prune", "finetune"))
+  if all(name in prune for name in runs.STAGES):
+    _, most, warmup, steps = (prune.pop(name) for name in runs.STAGES)
+    prune["steps in all"] = (warmup + most) * steps
+    if "steps" in finetune:
+      steps = prune.pop("steps in all") + finetune.pop("steps")
+      shared["steps in all"] = steps
   return shared
 
 

@@ -265,8 +265,11 @@ def to_markdown(
 
 
 def omissions(left_out: Sequence[runs.LeftOut]) -> list[str]:
-  """Each run that takes no part, with the reason."""
-  return [f"{run.path}: {run.reason}" for run in left_out]
+  """The runs that take no part, by the reason, which is said once."""
+  paths = collections.defaultdict(list)
+  for run in left_out:
+    paths[run.reason].append(str(run.path))
+  return [f"{', '.join(each)}: {reason}" for reason, each in paths.items()]
 
 
 def _difference(cell: comparison_lib.Cell) -> str:

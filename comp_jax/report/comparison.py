@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from comp_jax import errors
+from comp_jax.recipes import library
 from comp_jax.report import bootstrap, comparable, paper, runs, tables, text
 from comp_jax.tasks import outcomes
 
@@ -149,8 +150,8 @@ def compare(
     macs[ratio, method].append(runs.tuned_macs(run.report))
   if not found:
     raise errors.UserError(
-      f"{first['name']}: no run has a fine-tuned {metric} on {split}; it has "
-      + _known(first)
+      f"{first['name']}: no run has a fine-tuned {metric or 'metric'} on "
+      f"{split}; it has {_known(first)}"
     )
   reference = _reference({method for _, method in found}, reference)
   cells = []
@@ -248,6 +249,10 @@ def _reference(methods: Set[str], wanted: str | None) -> str:
   if wanted and found:
     raise errors.UserError(
       f"--reference {wanted} may be any of: {'; '.join(found)}; name one"
+    )
+  if wanted and wanted not in library.RECIPES:
+    raise errors.UserError(
+      f"--reference {wanted}: no such recipe; there are {'; '.join(methods)}"
     )
   return wanted or "comp"
 

@@ -23,6 +23,9 @@ GROUP, INDEX = "group_{}", "index.json"
 RESULTS = "results.jsonl"
 # How a search is cut into stages.
 STAGES = ("num_stages", "max_stages", "warmup_stages", "stage_steps")
+RATES = ("prune.learning_rate", "finetune.learning_rate")
+# What a line of a sweep's results has.
+_POINT = frozenset(("status", "reason", "how", "metrics", "macs"))
 _AGAIN = "the same command goes on with it"
 # Path, report and, of one that is left out, the reason.
 _Read = Iterator[tuple[pathlib.Path, schema.Report, str]]
@@ -96,10 +99,11 @@ class Run:
     return _set(recipe), scored, resting, weighing
 
   @property
-  def stages(self) -> dict[str, str]:
-    """How its search is cut into stages."""
+  def training(self) -> dict[str, str]:
+    """How its search is cut into stages, and at which rates it trained."""
     config = self.report["config"]
-    return _set({name: _get(config, f"prune.{name}") for name in STAGES})
+    stages = {name: _get(config, f"prune.{name}") for name in STAGES}
+    return _set({**stages, **{name: _get(config, name) for name in RATES}})
 
   def outcomes(self, split: str) -> dict[str, np.ndarray]:
     """Those of a split's examples; empty where the run kept none."""
@@ -182,9 +186,10 @@ def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _json(path: pathlib.Path) -> Mapping[str, Any]:
   """The object in a file; empty where there is none."""
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return {}
+  return found if isinstance(found, dict) else {}
 
 
 def _read(path: pathlib.Path) -> _Read:
@@ -264,6 +269,8 @@ def _points(
       continue
     try:
       row = json.loads(lines[number])
+      if not isinstance(row, dict) or not row.keys() >= _POINT:
+        raise ValueError("it is no point of a sweep")
     except ValueError as error:
       yield path, {}, f"failed: line {number + 1} of {RESULTS}: {error}"
       continue

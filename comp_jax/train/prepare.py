@@ -13,6 +13,7 @@ from comp_jax.data import tokenizers
 from comp_jax.interop import store
 from comp_jax.models import families, specs
 from comp_jax.recipes import library
+from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.tasks import task as task_lib
 from comp_jax.train import (
   costs,
@@ -82,7 +83,7 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     UserError: a mistake in the config, the checkpoint or the data.
   """
   ranges.check(config)
-  recipe = _recipe(config)
+  recipe = recipe_of(config)
   chunk, whose = min(
     (config.prune.validation_chunk, "prune.validation_chunk"),
     (config.prune.validation, "prune.validation"),
@@ -275,7 +276,12 @@ def _parts(config, stage: stage_lib.Stage) -> int:
   return steps // chunk
 
 
-def _recipe(config):
+def recipe_of(config: ml_collections.ConfigDict) -> recipe_lib.Recipe:
+  """The recipe of a config.
+
+  Raises:
+    UserError: no such recipe, or fields that do not go together.
+  """
   fields = config.recipe.to_dict()
   try:
     recipe = library.build(

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -11,7 +13,7 @@ import pytest
 import rich.console
 
 from comp_jax import errors
-from comp_jax.cli import configs, sweep, verbs
+from comp_jax.cli import children, configs, sweep, verbs
 from comp_jax.report import runs
 from comp_jax.train import sweep_group
 
@@ -94,6 +96,7 @@ def test_constants_of_mps_make_points_of_one_group(config):
     ("seeds=a", "not of type int"),
     ("seeds=1,1", "given twice"),
     ("data.report_splits=test", "cannot be swept"),
+    ("seeds=3:3", "seeds=3:3: stands for no value"),
   ],
 )
 def test_bad_axes_are_named(config, text, named):
@@ -109,6 +112,70 @@ def test_a_mistake_ends_in_one_line(tmp_path, capsys):
   assert code == 2
   assert capsys.readouterr().err.startswith("error: --processes")
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("axes", "named"),
+  [
+    (["recipes=uniform,compp"], "not 'compp'"),
+    (["ratios=0.5,1.2"], "config.ratio must be in [0, 1), not 1.2"),
+    (["prune.cost=eq9"], "config.prune.cost must be one of"),
+    (["recipes=comp", "model.granularity=channel"], "recipe.cit gates heads"),
+  ],
+)
+def test_points_that_cannot_run_are_named_before_any_does(
+  tmp_path, capsys, axes, named
+):
+  folder = tmp_path / "sweep"
+  command = ["sweep", "--config=configs/emoji_tiny.py", "--sweep", *axes]
+  assert verbs.main([*command, f"--workdir={folder}"]) == 2
+  assert named in capsys.readouterr().err
+  assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+  ("code", "said", "reason"),
+  [
+    (2, "error: no data\n*****\nVery slow compile?\n", "no data"),
+    (1, "Traceback\n  in f\nValueError: 3\n", "ValueError: 3"),
+    (3, "\n", "ended with code 3 and no message"),
+    (-15, "W1130 slow\n", "killed by SIGTERM; the same command goes on"),
+    (-9, "", "killed by SIGKILL, as the system does where memory runs out"),
+  ],
+)
+def test_why_a_process_failed(code, said, reason):
+  assert children.reason(code, said).startswith(reason)
+
+
+def test_a_log_is_of_one_process(tmp_path):
+  log = tmp_path / "log"
+  with log.open("w") as earlier:
+    earlier.write("of one before" * 9)
+    earlier.flush()
+    child = children.begin(["/bin/sh", "-c", "echo error: no >&2"], log)
+    assert child.wait() == 0
+    print("still here", file=earlier, flush=True)
+  assert log.read_text() == "error: no\n"
+
+
+def test_a_process_leaves_when_its_parent_is_gone():
+  program = (
+    "import os, signal, time; from comp_jax.cli import children;"
+    "leave = lambda *_: (print('left', flush=True), os._exit(0));"
+    "signal.signal(signal.SIGTERM, leave);"
+    "children.follow({}); print(os.getpid(), flush=True); time.sleep(60)"
+  )
+  child = [sys.executable, "-c", program.format(os.getpid())]
+  with subprocess.Popen(child, stdout=subprocess.PIPE, text=True) as alive:
+    # Its parent is here: it stays.
+    assert alive.stdout.readline()
+    time.sleep(2 * children._LOOK)
+    assert alive.poll() is None
+    alive.kill()
+  # One whose parent is gone before it looks, as one that gives its pid away.
+  child[-1] = program.format(2**30)
+  found = subprocess.run(child, capture_output=True, text=True, timeout=60)
+  assert found.stdout.split()[-1] == "left"
 
 
 def test_axes_may_follow_an_equals_sign(tmp_path, capsys):
@@ -158,7 +225,7 @@ def test_points_are_added_as_groups_of_their_own(config):
 
 
 @pytest.fixture
-def children(tmp_path, monkeypatch):
+def sweep_over(tmp_path, monkeypatch):
   """Runs a sweep over some recipes, whose groups are processes of no JAX."""
   child = tmp_path / "child"
   child.write_text(CHILD.replace("ROW", json.dumps(ROW)))
@@ -175,8 +242,8 @@ def _index(tmp_path):
   return [tuple(p[key] for key in keys) for p in json.loads(text)["points"]]
 
 
-def test_the_index_says_what_became_of_each_point(children, tmp_path, capsys):
-  assert children("comp,uniform") == 2
+def test_the_index_says_what_became_of_each_point(sweep_over, tmp_path, capsys):
+  assert sweep_over("comp,uniform") == 2
   said = " ".join(capsys.readouterr().out.split())
   assert "recipe.name=comp: it ended above its target" in said
   assert "recipe.name=uniform: no such data" in said
@@ -188,19 +255,19 @@ def test_the_index_says_what_became_of_each_point(children, tmp_path, capsys):
   assert "failed: no such data (recipe.name=uniform" in left_out[-1].reason
 
 
-def test_a_sweep_in_a_workdir_can_be_added_to(children, tmp_path):
-  assert children("comp") == 0
-  assert children("comp,uniform") == 2
+def test_a_sweep_in_a_workdir_can_be_added_to(sweep_over, tmp_path):
+  assert sweep_over("comp") == 0
+  assert sweep_over("comp,uniform") == 2
   assert [status for _, status, _ in _index(tmp_path)] == ["done", "failed"]
   listed = json.loads((tmp_path / "sweep" / "config.json").read_text())
   assert len(listed["groups"]) == 2
-  assert children("uniform") == 2
+  assert sweep_over("uniform") == 2
   assert len(_index(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_children_and_keeps_what_is_there(
-  children, tmp_path, number
+  sweep_over, tmp_path, number
 ):
   folder = tmp_path / "sweep"
 
@@ -218,7 +285,7 @@ def test_a_signal_reaches_the_children_and_keeps_what_is_there(
   seen, thread = [], threading.Thread(target=interrupt)
   thread.start()
   before = signal.getsignal(signal.SIGTERM)
-  assert children("comp,uniform,random,tome") == 130
+  assert sweep_over("comp,uniform,random,tome") == 130
   thread.join()
   assert seen == ["done", "failed", "done", "waiting"]
   assert (folder / "told").exists()

@@ -116,6 +116,28 @@ def test_a_reference_is_meant_by_its_recipe(tmp_path, make):
   assert _cells(tmp_path, reference="comp_wanda")[1].reference == "comp_wanda"
 
 
+def test_a_reference_that_is_no_recipe_is_named_with_those_there_are(
+  tmp_path, make, capsys
+):
+  for recipe in ("comp", "uniform"):
+    report = kit.with_recall(make(0, recipe), 0.3)
+    kit.save(tmp_path / recipe, report)
+  assert verbs.main(["compare", str(tmp_path), "--reference", "unifrom"]) == 2
+  said = capsys.readouterr().err
+  # Once, for all of the runs.
+  assert said.count("--reference unifrom: no such recipe; there are ") == 1
+  assert "comp" in said and "uniform" in said
+  # One that nobody ran is no mistake.
+  assert verbs.main(["compare", str(tmp_path), "--reference", "madtp"]) == 0
+
+
+def test_a_split_that_no_run_has_is_named_with_those_there_are(tmp_path, make):
+  kit.save(tmp_path / "comp", make(0))
+  (members,) = comparable.gather([tmp_path])[0].values()
+  with pytest.raises(errors.UserError, match="no run has a fine-tuned metric"):
+    comparison.compare(members, split="nowhere")
+
+
 def test_a_form_of_comp_goes_before_what_a_config_changed_of_it(tmp_path, make):
   for name, changed in (("whole", {}), ("part", {"cip": False})):
     report = kit.with_recall(make(0, "comp_wanda"), 0.3)

@@ -138,6 +138,23 @@ def test_the_estimator_is_part_of_a_method_that_has_no_score_alone(
   assert [run.method for run in members] == ["comp", "uniform"]
 
 
+def test_what_is_of_something_else_hides_no_run(tmp_path, make):
+  kit.save(tmp_path / "run", make(0))
+  (tmp_path / "list").mkdir()
+  (tmp_path / "list" / "config.json").write_text("[1, 2]")
+  (group := tmp_path / "sweep" / "group_0").mkdir(parents=True)
+  points = {"config": {}, "points": [{"seed": 0}, {"seed": 1}]}
+  (group / "config.json").write_text(json.dumps(points))
+  (group / "results.jsonl").write_text('{"a": 1}\n[]\n')
+  models, left_out = comparable.gather([tmp_path])
+  assert sum(map(len, models.values())) == 1
+  assert [run.reason for run in left_out] == [
+    "unfinished: no report.json; the same command goes on with it",
+    "failed: line 1 of results.jsonl: it is no point of a sweep",
+    "failed: line 2 of results.jsonl: it is no point of a sweep",
+  ]
+
+
 def test_a_search_may_be_cut_into_stages_of_its_own(tmp_path, make):
   """At equal steps in all: UPop marks anew in every step."""
   stages = {"num_stages": 8, "max_stages": 11, "warmup_stages": 1}
@@ -158,6 +175,32 @@ def test_a_search_may_be_cut_into_stages_of_its_own(tmp_path, make):
     "upop (num_stages=32, max_stages=44, warmup_stages=4, stage_steps=1)",
   }
   assert "prune.steps in all is 60, not 48" in out.reason
+
+
+def test_a_shorter_search_may_be_tuned_for_longer(tmp_path, make):
+  stages = {"num_stages": 8, "warmup_stages": 1, "stage_steps": 4}
+  for index, (most, tuned) in enumerate(((20, 60), (20, 60), (12, 92))):
+    prune, finetune = {**stages, "max_stages": most}, {"steps": tuned}
+    kit.save(tmp_path / str(index), make(index), prune=prune, finetune=finetune)
+  prune = {**stages, "max_stages": 12}
+  kit.save(tmp_path / "3", make(3), prune=prune, finetune={"steps": 60})
+  models, (out,) = comparable.gather([tmp_path])
+  (members,) = models.values()
+  methods = [run.method for run in members]
+  assert methods == ["comp", "comp", "comp (max_stages=12)"]
+  assert "steps in all is 112, not 144" in out.reason
+
+
+def test_rates_are_in_the_name_of_a_method(tmp_path, make):
+  rates = (1e-4, 1e-4, 3e-4)
+  for index, rate in enumerate(rates):
+    tuned = {"learning_rate": rate}
+    kit.save(tmp_path / str(index), make(index), finetune=tuned)
+  models, left_out = comparable.gather([tmp_path])
+  assert not left_out
+  (members,) = models.values()
+  methods = [run.method for run in members]
+  assert methods == ["comp", "comp", "comp (finetune.learning_rate=0.0003)"]
 
 
 def test_the_usual_stages_are_those_of_a_ratio(tmp_path, make):

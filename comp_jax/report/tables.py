@@ -27,6 +27,10 @@ _MACS_OF_ROW = {
 }
 
 
+# Characters of the first column: at least, and where it is folded.
+_LEAST, _FOLDED = 11, 20
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
   """A titled table of text; the first column is read left to right."""
@@ -253,9 +257,46 @@ def print_part(
   """Nothing; prints tables under a heading, and sentences below them."""
   console.print(rich.text.Text(heading, style="bold"))
   for grid in grids:
-    console.print(terminal(grid))
+    for part in fitting(grid, console.width):
+      console.print(terminal(part))
   for line in notes:
     console.print(rich.text.Text(line, style="dim"))
+
+
+def fitting(grid: Grid, width: int) -> list[Grid]:
+  """The table in parts that fit so many characters.
+
+  The first column stands in each of them. Its long words may be folded;
+  numbers, and words of other columns, are never cut.
+  """
+  needs = []
+  for i, (header, *cells) in enumerate(
+    zip(grid.columns, *grid.rows, strict=True)
+  ):
+    wraps = i < grid.left
+    words = header.split() + (" ".join(cells).split() if wraps else cells)
+    needs.append(1 + max(map(len, words), default=0))
+  first, *others = needs
+  first = max(_LEAST, min(first, _FOLDED))
+  parts, taken = [[]], first
+  for i, need in enumerate(others, 1):
+    if parts[-1] and taken + need > width:
+      parts.append([])
+      taken = first
+    parts[-1].append(i)
+    taken += need
+  if len(parts) == 1:
+    return [grid]
+  titles = [grid.title] + (len(parts) - 1) * [f"{grid.title}, continued"]
+  return [
+    dataclasses.replace(
+      grid,
+      title=title,
+      columns=tuple(grid.columns[i] for i in (0, *part)),
+      rows=tuple(tuple(row[i] for i in (0, *part)) for row in grid.rows),
+    )
+    for title, part in zip(titles, parts, strict=True)
+  ]
 
 
 def terminal(grid: Grid) -> rich.table.Table:
@@ -275,7 +316,8 @@ def terminal(grid: Grid) -> rich.table.Table:
       header,
       justify=side,
       no_wrap=i >= grid.left,
-      min_width=11 if i == 0 and grid.left == 1 else None,
+      overflow="fold" if i < grid.left else "ellipsis",
+      min_width=_LEAST if i == 0 and grid.left == 1 else None,
     )
   for row in grid.rows:
     table.add_row(*(rich.text.Text(cell) for cell in row))

@@ -83,6 +83,26 @@ def test_dense_only(dense_only):
   assert tables.stages(dense_only).rows == ()
 
 
+def test_a_wide_table_comes_in_parts_that_fit():
+  columns = ("Stage", *(f"comp, seed {i}" for i in range(30)))
+  rows = tuple(
+    (f"{i}", *(f"vision tokens {i}.{j}" for j in range(30))) for i in range(3)
+  )
+  grid = tables.Grid(title="Stages", columns=columns, rows=rows)
+  parts = tables.fitting(grid, 100)
+  assert parts[0].title == "Stages" and parts[1].title == "Stages, continued"
+  # Every column once, the first in each part, in order.
+  assert [c for part in parts for c in part.columns[1:]] == list(columns[1:])
+  for place in range(3):
+    cells = [c for part in parts for c in part.rows[place][1:]]
+    assert cells == list(rows[place][1:])
+  console = rich.console.Console(width=100, record=True, file=io.StringIO())
+  tables.print_part(console, "Title", [grid], [])
+  said = console.export_text()
+  assert "…" not in said and said.count("vision tokens") == 90
+  assert tables.fitting(parts[0], 100) == [parts[0]]
+
+
 def test_terminal_table_fits_80_columns(report):
   stream = io.StringIO()
   console = rich.console.Console(file=stream, width=80)

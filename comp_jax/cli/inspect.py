@@ -144,6 +144,12 @@ def _model(arguments):
   """The spec, and the static counts of a compact model."""
   name = arguments.model
   if name in presets.NAMES:
+    for option in ("task", "heads"):
+      if getattr(arguments, option) is not None:
+        raise errors.UserError(
+          f"--{option} says how a checkpoint is to be read; {name} is a "
+          "preset, which has its own"
+        )
     options = dict(_VOCABULARY.get(name, {}))
     if arguments.image_size is not None:
       options["image_size"] = arguments.image_size

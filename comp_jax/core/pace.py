@@ -75,8 +75,8 @@ def late(
 ) -> Bool[Array, " m"]:
   """Modes after whose step the stages left would not reach the target.
 
-  Those to come are taken to be as large as may be. Never the mode that brings
-  the search nearest.
+  Those to come are taken to be as large as may be, and within `NEAR` of the
+  target it is reached. Never the mode that brings the search nearest.
 
   Args:
     pace: of the search.
@@ -89,7 +89,7 @@ def late(
     return pace.end(*pace.after(macs, removable, mode), stages - 1)
 
   ends = jax.vmap(end)(jnp.arange(removable.shape[0]))
-  return ends > jnp.maximum(pace.target, jnp.min(ends))
+  return ends > jnp.maximum(pace.target + NEAR, jnp.min(ends))
 
 
 def hurried(
@@ -100,9 +100,10 @@ def hurried(
 ) -> Pace:
   """The pace, or one of larger steps where the stages left need them.
 
-  Its share is then the least at which the largest steps arrive with one stage
-  of `SPARE` left over; with none where no share does, as `stage_macs` is the
-  limit: else modes that have little would be emptied at once for nothing.
+  Its share is then the least at which the largest steps arrive, within `NEAR`,
+  with one stage of `SPARE` left over; with none where no share does. Where
+  `stage_macs` is the limit they come as near as with any share: modes that have
+  little would be emptied at once for nothing.
 
   Args:
     pace: of the search.
@@ -111,17 +112,19 @@ def hurried(
     stages: that are left, with the one about to run.
   """
 
-  def arrives(share, stages):
-    tried = dataclasses.replace(pace, share=share)
-    return tried.end(macs, removable, stages) <= pace.target + NEAR
+  def end(share, stages):
+    return dataclasses.replace(pace, share=share).end(macs, removable, stages)
 
   few = jnp.maximum(stages - stages // SPARE, 1)
-  within = jnp.where(arrives(1.0, few), few, stages)
+  within = jnp.where(end(1.0, few) <= pace.target + NEAR, few, stages)
+  limit = end(1.0, stages)
+  above = limit > pace.target + NEAR
+  nearest = NEAR + jnp.where(above, limit, pace.target)
 
   def halve(bracket, _):
     low, high = bracket
     middle = (low + high) / 2
-    meets = arrives(middle, within)
+    meets = end(middle, within) <= nearest
     return (
       jnp.where(meets, low, middle),
       jnp.where(meets, middle, high),
@@ -129,7 +132,8 @@ def hurried(
 
   widest = jnp.asarray(pace.share, jnp.float32), jnp.ones((), jnp.float32)
   (_, least), _ = jax.lax.scan(halve, widest, None, length=_HALVINGS)
-  share = jnp.where(arrives(pace.share, stages), pace.share, least)
+  enough = end(pace.share, stages) <= nearest
+  share = jnp.where(enough, pace.share, least)
   return dataclasses.replace(pace, share=share)
 
 

@@ -101,6 +101,11 @@ class Recipe:
         "fade=search marks all units in every stage: it needs "
         f"schedule=together, not {self.schedule!r}"
       )
+    if self.fade == "search" and self.prunes != "params":
+      raise ValueError(
+        "fade=search marks units for the whole target, with nothing left to "
+        f"tokens: it needs prunes=params, not {self.prunes!r}"
+      )
     if self.unit_cost == "upop" and (self.fade, self.prunes) != (
       "search",
       "params",

@@ -190,6 +190,12 @@ def notes(report: schema.Report) -> list[str]:
       f"{excess:.2%} above the target: no thresholds of the "
       "fine-tuned weights meet it."
     )
+  elif excess <= -5e-3:
+    lines.append(
+      f"The saved model costs {text.quantity(final, dense)}, "
+      f"{-excess:.2%} below the target: no thresholds of its token rule come "
+      "nearer."
+    )
   if macs.get("padded_final") is not None:
     lines.append(
       "At padded lengths, as a device executes it, the final model costs "

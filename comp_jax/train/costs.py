@@ -102,13 +102,16 @@ def removable(
 def fewest_stages(
   stage: stage_lib.Stage, valid: Mapping[str, np.ndarray], most: int
 ) -> int:
-  """Stages that a search needs at least, up to `most`; 1 of joint schedules.
+  """Stages that a search needs at least, up to `most`.
 
-  Where all modes are raised at once a stage is as large as it should be.
+  Where parameters and tokens are raised at once a stage is as large as it
+  should be: 1. Where modes of one kind are, they act as one mode.
   """
-  if stage.recipe.schedule not in recipe_lib.SINGLE:
-    return 1
-  dense = removable(stage, valid)
+  recipe, dense = stage.recipe, removable(stage, valid)
+  if recipe.schedule not in recipe_lib.SINGLE:
+    if recipe.prunes == "all" or recipe.fade == "search":
+      return 1
+    dense = jnp.sum(dense, keepdims=True)
   return int(pace.fewest_stages(stage.settings.pace, dense, most))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -26,8 +27,9 @@ class Schedule:
   """Steps and rates of a training run.
 
   Attributes:
-    steps: optimiser steps; rounded up to whole chunks.
-    chunk: steps per compiled call, and between checkpoints.
+    steps: optimiser steps.
+    chunk: steps per compiled call, and between checkpoints; the last one may
+      have fewer.
     learning_rate: peak of the cosine.
     warmup: steps of linear warm-up.
     weight_decay: AdamW's.
@@ -35,8 +37,8 @@ class Schedule:
     decay: what weight decay acts on, `matrices` or `all`.
     save_every: chunks between checkpoints.
     rates: factors on the rate, by path.
-    horizon: steps after which the cosine is 0; None for `steps` in whole
-      chunks. Of the members of a sweep it is traced.
+    horizon: steps after which the cosine is 0; None for `steps`. Of the
+      members of a sweep it is traced.
   """
 
   steps: int
@@ -54,11 +56,15 @@ class Schedule:
   def chunks(self) -> int:
     return math.ceil(self.steps / self.chunk)
 
+  def taken(self, index: int) -> int:
+    """Steps of a chunk; none of one after the last."""
+    return min(max(self.steps - index * self.chunk, 0), self.chunk)
+
   def optimizer(self) -> optax.GradientTransformation:
     """AdamW on a cosine that ends at 0."""
     steps = self.horizon
     if steps is None:
-      steps = max(self.chunks * self.chunk, 1)
+      steps = max(self.steps, 1)
     optimizer = adamw(
       lambda step: self.learning_rate * cosine(step, self.warmup, steps),
       self.weight_decay,
@@ -126,6 +132,34 @@ def adamw(
   )
 
 
+def advance(
+  step: Callable[[Any, Any], tuple[Any, Float[Array, ""]]],
+  state: Any,
+  batches: Any,
+  count: Int[Array, ""],
+) -> tuple[Any, Float[Array, " chunk"]]:
+  """The state after the first `count` of some batches, and their losses.
+
+  Their number is traced, so that a last, shorter chunk is no other program.
+
+  Args:
+    step: state, batch -> state, loss.
+    state: before.
+    batches: [chunk, b, ...].
+    count: up to all of them; the losses after it are 0.
+  """
+  chunk = jax.tree.leaves(batches)[0].shape[0]
+
+  def body(index, carry):
+    state, losses = carry
+    state, loss = step(state, jax.tree.map(lambda x: x[index], batches))
+    return state, losses.at[index].set(loss.astype(losses.dtype))
+
+  return jax.lax.fori_loop(
+    0, count, body, (state, jnp.zeros(chunk, jnp.float32))
+  )
+
+
 def fit(
   objective: step_lib.Objective,
   params: Mapping,
@@ -165,11 +199,11 @@ def fit(
   """
   optimizer = schedule.optimizer()
 
-  def chunk(state, stacked):
-    def body(carry, batch):
+  def chunk(state, stacked, count):
+    def step(carry, batch):
       return objective.advance(optimizer, carry, batch, execution)
 
-    state, losses = jax.lax.scan(body, state, stacked)
+    state, losses = advance(step, state, stacked, count)
     return state, (losses, finite.everywhere(state))
 
   start = (params, jax.eval_shape(optimizer.init, params), memory)
@@ -188,7 +222,7 @@ def fit(
     first, state, _ = restored
   run = compiled.Compiled(
     chunk,
-    in_shardings=(placed, split),
+    in_shardings=(placed, split, sharding.replicated(mesh)),
     out_shardings=(placed, sharding.replicated(mesh)),
     donate_argnums=0,
   )
@@ -196,7 +230,7 @@ def fit(
     return state[0], run.compilations
   source = batches(first)
   progress = metrics.Progress(
-    schedule.chunks * schedule.chunk,
+    schedule.steps,
     unit=f"{what} step",
     metric_name="loss",
     first=first * schedule.chunk,
@@ -205,12 +239,13 @@ def fit(
   with progress, writer(first * schedule.chunk) as scalars:
     for index in range(first, schedule.chunks):
       stacked = jax.device_put(next(source), split)
-      state, found = run(state, stacked)
+      count = schedule.taken(index)
+      state, found = run(state, stacked, np.int32(count))
       losses, sound = jax.device_get(found)
-      start = index * schedule.chunk
+      start, losses = index * schedule.chunk, losses[:count]
       named = {"params": state[0], "optimizer": state[1]}
       finite.check(losses, sound, start, what, named)
-      done = (index + 1) * schedule.chunk
+      done = start + count
       for step, loss in enumerate(losses):
         scalars.write(start + step, {f"{what}/loss": loss})
       last = index + 1 == schedule.chunks

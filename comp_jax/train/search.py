@@ -261,7 +261,8 @@ def short(history: Sequence[Mapping], target: float) -> str:
     advice = "no mode could remove more"
   return (
     f"the search ended {left:.1%} of the dense MACs above its target: the last "
-    f"adjustment removes them at once, without training; {advice}"
+    "adjustment removes what it can of them at once, without training; "
+    f"{advice}"
   )
 
 

@@ -288,7 +288,7 @@ class Stage(effects.Effects):
         models that stay masked: compaction fits its token counts itself.
     """
     prunable, target = self.prunable, self.settings.target
-    # What has only begun to fade stays, or is marked once more.
+    # What fades is gone.
     masks = jax.tree.map(lambda m: (m >= 1).astype(m.dtype), state.masks)
     state = dataclasses.replace(
       state, masks=masks, macs=self.macs(masks, state.counts)

@@ -58,6 +58,7 @@ class Sweep:
     stage_steps: training steps of a stage.
     optimizer: learning rate -> optimiser of the search.
     finetune: of the masked fine-tuning; its rate is replaced.
+    microbatches: of a batch of that.
     members: the searches.
     mesh: devices that split the members evenly.
   """
@@ -68,6 +69,7 @@ class Sweep:
   stage_steps: int
   optimizer: Callable[[Any], optax.GradientTransformation]
   finetune: fit.Schedule
+  microbatches: int = 1
   members: Sequence[Member]
   mesh: jax.sharding.Mesh
 
@@ -99,9 +101,7 @@ class Sweep:
       "learning_rate": pick("learning_rate"),
       "finetune_rate": pick("finetune_rate"),
       "least_step": pick("least_step"),
-      "finetune_steps": np.full(
-        len(ratio), self.finetune.chunks * self.finetune.chunk, np.float32
-      ),
+      "finetune_steps": np.full(len(ratio), self.finetune.steps, np.float32),
       "strategy": {
         name: np.array([m.strategy[name] for m in self.members], np.float32)
         for name in self.members[0].strategy
@@ -207,21 +207,23 @@ class Sweep:
     values: Mapping,
     tuned: tuple,
     frozen: tuple,
-    live: jax.Array,
+    steps: jax.Array,
     batches: Mapping,
   ) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
-    """Steps of live members' masked fine-tuning; losses, what `finite` says.
+    """Steps of members' masked fine-tuning; losses, what `finite` says.
 
     Args:
       values: see `values`.
       tuned: weights, optimiser states and memories [s, ...].
       frozen: hard masks and thresholds [s, ...].
-      live: [s].
+      steps: of each member [s], up to a chunk; the others stand still.
       batches: [orders, chunk, b, ...].
     """
-    objective = self.stage.objective
+    objective = dataclasses.replace(
+      self.stage.objective, microbatches=self.microbatches
+    )
 
-    def one(values, tuned, frozen, live):
+    def one(values, tuned, frozen, steps):
       optimizer = dataclasses.replace(
         self.finetune,
         learning_rate=values["finetune_rate"],
@@ -229,18 +231,18 @@ class Sweep:
       ).optimizer()
       execution = objective.execution(*frozen)
 
-      def body(carry, batch):
+      def step(carry, batch):
         return objective.advance(optimizer, carry, batch, execution)
 
       own = _of_order(batches, values)
 
       def run(tuned):
-        tuned, losses = jax.lax.scan(body, tuned, own)
+        tuned, losses = fit.advance(step, tuned, own, steps)
         return tuned, (losses, finite.everywhere(tuned))
 
-      return _where(live, run, tuned)
+      return _where(steps > 0, run, tuned)
 
-    return self.over(one)(values, tuned, frozen, live)
+    return self.over(one)(values, tuned, frozen, steps)
 
 
 def _of_order(batches: Mapping, values: Mapping) -> Mapping:

@@ -100,6 +100,7 @@ def run(
     stage_steps=config.prune.stage_steps,
     optimizer=lambda rate: prepare.optimizer(config, rate),
     finetune=setup.schedule(config.finetune),
+    microbatches=config.finetune.microbatches,
     members=able,
     mesh=sharding.dividing(job.mesh, len(able)),
   )

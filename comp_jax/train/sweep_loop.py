@@ -214,7 +214,7 @@ def _finetune(
     for n in spare
   ]
   chunks = [each.chunks for each in longer]
-  horizon = np.array(chunks, np.float32) * schedule.chunk
+  horizon = np.array([each.steps for each in longer], np.float32)
   values = {**values, "finetune_steps": jax.device_put(horizon, split)}
   # Its rate is no part of an optimiser's state.
   optimizer = schedule.optimizer()
@@ -238,18 +238,20 @@ def _finetune(
   sources = [batches(seed)(first) for seed in sweep.seeds]
   rows = [{} for _ in chunks]
   for index in range(first, most):
-    live = np.array(
+    steps = np.array(
       [
-        not problem and index < count
-        for problem, count in zip(failed, chunks, strict=True)
-      ]
+        0 if problem else each.taken(index)
+        for problem, each in zip(failed, longer, strict=True)
+      ],
+      np.int32,
     )
-    tuned, found = step(values, tuned, frozen, live, _stacked(sources))
+    tuned, found = step(values, tuned, frozen, steps, _stacked(sources))
     losses, sound = jax.device_get(found)
     start = index * schedule.chunk
-    for i in np.flatnonzero(live):
-      failed[i] = finite.problem(losses[i], sound[i], start, "finetune")
-      rows[i] = {"loss": float(losses[i].mean())}
+    for i in np.flatnonzero(steps):
+      own = losses[i, : steps[i]]
+      failed[i] = finite.problem(own, sound[i], start, "finetune")
+      rows[i] = {"loss": float(own.mean())}
     note("finetune", rows)
     last = index + 1 == most
     stop = watch.requested()

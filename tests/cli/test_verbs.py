@@ -90,6 +90,13 @@ def test_inspect_cost_adds_up(model, capsys):
   assert f"{families.params_count(spec):,}" in shown
 
 
+def test_inspect_cost_refuses_what_a_preset_has_of_its_own(capsys):
+  for option in (["--task", "nlvr"], ["--heads", "3"]):
+    command = ["inspect", "cost", "--model", "blip_vqa", *option]
+    assert verbs.main(command) == 2
+    assert f"error: {option[0]} says how" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ("model", "figures"),
   [

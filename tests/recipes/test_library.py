@@ -136,6 +136,8 @@ def test_a_recipe_knows_its_kind_of_modes():
     {"accumulate": "guess"},
     {"fade": "guess"},
     {"fade": "search"},
+    # Units marked for the whole way would leave nothing to tokens.
+    {"fade": "search", "schedule": "together"},
     {"unit_cost": "guess"},
     {"unit_cost": "upop"},
   ],

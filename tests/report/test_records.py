@@ -52,7 +52,7 @@ def test_a_page_has_the_tables_of_its_records(folder):
 
 
 _README = {
-  "pace": "**CoMP**",
+  "comp": "**CoMP**",
   "uniform": "`uniform`",
   "magnitude": "`magnitude`",
   "random": "`random`",
@@ -68,7 +68,7 @@ def _readme_rows():
     recipe, ratio, _ = path.name.split("_")
     report = json.loads((path / "report.json").read_text(encoding="utf-8"))
     runs.setdefault((float(ratio), recipe), []).append(report)
-  (first, *_) = runs[0.7, "pace"]
+  (first, *_) = runs[0.7, "comp"]
   yield _row("dense", "", "", [first], "dense")
   for ratio in (0.5, 0.7, 0.85):
     for recipe, shown in _README.items():
@@ -96,9 +96,9 @@ def _row(recipe, ratio, seeds, reports, row):
 @pytest.mark.parametrize(
   "name",
   [
-    "flickr8k/pace",
-    "flickr8k/comp_0.5",
-    "flickr8k/comp_0.85",
+    "flickr8k/comp",
+    "flickr8k/nopace_0.5",
+    "flickr8k/nopace_0.85",
     "flickr8k_itm/comp",
     "flickr8k_itm/scarce",
   ],
@@ -114,7 +114,7 @@ def test_searches_that_took_their_time_are_those_of_a_pace(name):
         continue
       where = f"{path.parent.name}, stage {row['index']}"
       rests = _resting(report, row)
-      if name != "flickr8k/pace" or row["index"] > 3:
+      if name != "flickr8k/comp" or row["index"] > 3:
         assert rests == list(row["exhausted"].values()), where
       else:
         # The text tower rested then; now its prices alone speak against it.

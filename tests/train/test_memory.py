@@ -39,7 +39,15 @@ def _batches(start):
     yield {name: value[None] for name, value in batch.items()}
 
 
-def _fit(folder, *, devices=1, rules=sharding.REPLICATED, watch=None):
+def _fit(
+  folder,
+  *,
+  devices=1,
+  rules=sharding.REPLICATED,
+  watch=None,
+  schedule=SCHEDULE,
+  batches=_batches,
+):
   """Weights after the schedule, and the state of the last checkpoint."""
   todo = library.of(JOINT, OPTIONS)
   objective = step.Objective(
@@ -54,8 +62,8 @@ def _fit(folder, *, devices=1, rules=sharding.REPLICATED, watch=None):
       params,
       memory,
       DENSE,
-      SCHEDULE,
-      _batches,
+      schedule,
+      batches,
       mesh=sharding.make_mesh(jax.devices()[:devices]),
       rules=rules,
       checkpoints=saved,
@@ -63,7 +71,7 @@ def _fit(folder, *, devices=1, rules=sharding.REPLICATED, watch=None):
       watch=watch or test_search.Watch(),
       what="train",
     )
-    like = (params, SCHEDULE.optimizer().init(params), memory)
+    like = (params, schedule.optimizer().init(params), memory)
     return saved.restore_latest(like)[1]
 
 
@@ -81,12 +89,33 @@ def test_training_resumes_with_the_same_bits(whole, tmp_path):
   assert np.all(np.asarray(memory["concept"]) >= 0)
 
 
+def test_a_last_chunk_has_the_steps_that_are_left(tmp_path):
+  """Three steps, and a cosine over three, however they are cut."""
+
+  def in_pairs(start):
+    each = _batches(2 * start)
+    for first, second in zip(each, each, strict=False):
+      yield {k: np.concatenate([first[k], second[k]]) for k in first}
+
+  single = dataclasses.replace(SCHEDULE, steps=3)
+  pairs = dataclasses.replace(single, chunk=2)
+  assert [pairs.taken(index) for index in range(3)] == [2, 1, 0]
+  ours = _fit(tmp_path / "two", schedule=pairs, batches=in_pairs)
+  theirs = _fit(tmp_path / "one", schedule=single)
+  assert int(ours[2]["step"]) == 3
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+    ours[:2],
+    theirs[:2],
+  )
+
+
 def test_training_gives_its_buffers_away(tmp_path, monkeypatch):
   """Weights, moments and memory: none is held twice."""
   call, given = compiled.Compiled.__call__, []
 
-  def spied(run, state, batch):
-    result = call(run, state, batch)
+  def spied(run, state, *others):
+    result = call(run, state, *others)
     given.append([x.is_deleted() for x in jax.tree.leaves(state)])
     return result
 
@@ -157,7 +186,10 @@ def test_every_member_of_a_sweep_remembers_for_itself():
   moments = jax.eval_shape(jax.vmap(SCHEDULE.optimizer().init), states.params)
   tuned = states.params, moments, states.memory
   frozen = states.masks, states.thetas
-  again, found = jax.eval_shape(group.chunk, values, tuned, frozen, live, batch)
+  steps = jnp.full(members, kit.STEPS)
+  again, found = jax.eval_shape(
+    group.chunk, values, tuned, frozen, steps, batch
+  )
   losses, sound = found
   assert all(jax.tree.leaves(same(again, tuned)))
   assert losses.shape == (members, kit.STEPS) and sound.shape == (members,)

@@ -234,6 +234,40 @@ def test_one_compilation_serves_all(swept):
   assert notes.count("finetune") == SCHEDULE.steps + 3 * kit.STEPS
 
 
+def test_fine_tuning_has_microbatches_of_its_own_and_its_steps_alone():
+  """A contrastive loss sees the negatives of a microbatch: another number."""
+  swept = dataclasses.replace(make(members=MEMBERS[:2]), microbatches=2)
+  params, select = families.initial_params(kit.spec(), 0), kit.select()
+  states = swept.initial(params, select)
+  tuner = SCHEDULE.optimizer()
+  tuned = (states.params, jax.vmap(tuner.init)(states.params), states.memory)
+  batch = next(batches(0)(0))
+  stacked = jax.tree.map(lambda x: np.stack([x, x]), batch)
+  after, (losses, _) = jax.jit(swept.chunk)(
+    swept.values(),
+    tuned,
+    (states.masks, states.thetas),
+    np.array([1, 0]),
+    stacked,
+  )
+  alone = dataclasses.replace(swept.stage.objective, microbatches=2)
+  first = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
+  execution = alone.execution(first(states.masks), first(states.thetas))
+  step = jax.jit(lambda state, one: alone.advance(tuner, state, one, execution))
+  _, loss = step(first(tuned), first(batch))
+  np.testing.assert_allclose(losses[0], [loss, 0], rtol=1e-5)
+  assert not losses[1].any()
+  # The optimiser's own count of its steps.
+  counts = [x for x in jax.tree.leaves(after[1]) if x.dtype == np.int32]
+  assert counts and all(count.tolist() == [1, 0] for count in counts)
+  # The other stands still.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x[1], y[1]),
+    after[0],
+    states.params,
+  )
+
+
 def test_a_member_that_diverges_is_named_and_the_others_go_on(swept, tmp_path):
   spoilt = list(MEMBERS)
   spoilt[0] = dataclasses.replace(MEMBERS[0], learning_rate=np.inf)

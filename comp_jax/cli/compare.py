@@ -17,7 +17,7 @@ from comp_jax.report import (
   write,
 )
 
-_WIDTH = 110  # Characters that the tables need.
+_WIDTH = 120  # Characters that the tables need.
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -36,8 +36,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser.add_argument("--metric", help="metric to compare by")
   parser.add_argument(
     "--reference",
-    help="recipe that differences are taken from (comp; without a run of it, "
-    "the only other form of CoMP that ran)",
+    nargs="+",
+    metavar="METHOD",
+    help="recipe or method that differences are taken from, of several the "
+    "first that ran on a task (comp; without a run of it, the only other form "
+    "of CoMP that ran)",
   )
   parser.set_defaults(run=run)
 

@@ -102,7 +102,7 @@ def compare(
   *,
   split: str | None = None,
   metric: str | None = None,
-  reference: str | None = None,
+  reference: str | Sequence[str] | None = None,
 ) -> tuple[Comparison, list[runs.LeftOut]]:
   """Methods on one model, and the runs left out.
 
@@ -114,8 +114,8 @@ def compare(
     split: of the data; by default the one that reports quote first.
     metric: likewise.
     reference: the method that differences are taken from, or the recipe of
-      only one; by default comp, or the only other form of CoMP where none is,
-      as its recipe has it if it is there.
+      only one; of several the first that ran. By default comp, or the only
+      other form of CoMP where none is, as its recipe has it if it is there.
 
   Raises:
     UserError: no run has the metric on the split; the reference may be any of
@@ -153,7 +153,13 @@ def compare(
       f"{first['name']}: no run has a fine-tuned {metric or 'metric'} on "
       f"{split}; it has {_known(first)}"
     )
-  reference = _reference({method for _, method in found}, reference)
+  methods, asked = {method for _, method in found}, reference
+  if asked and not isinstance(asked, str):
+    # Tasks may call what is meant by names of their own.
+    there = [one for one in asked if one in methods]
+    there += [one for one in asked if one in set(map(recipe, methods))]
+    asked = (there or asked)[0]
+  reference = _reference(methods, asked)
   cells = []
   for (ratio, method), seeds in found.items():
     ours = [seeds[seed] for seed in sorted(seeds)]

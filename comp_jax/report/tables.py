@@ -281,7 +281,8 @@ def fitting(grid: Grid, width: int) -> list[Grid]:
   ):
     wraps = i < grid.left
     words = header.split() + (" ".join(cells).split() if wraps else cells)
-    needs.append(1 + max(map(len, words), default=0))
+    # A space on its right, and one between columns.
+    needs.append(2 + max(map(len, words), default=0))
   first, *others = needs
   first = max(_LEAST, min(first, _FOLDED))
   parts, taken = [[]], first

@@ -127,6 +127,11 @@ def test_a_reference_that_is_no_recipe_is_named_with_those_there_are(
   # Once, for all of the runs.
   assert said.count("--reference unifrom: no such recipe; there are ") == 1
   assert "comp" in said and "uniform" in said
+  several = ["--reference", "comp (max_stages=11)", "uniform"]
+  assert verbs.main(["compare", str(tmp_path), *several]) == 0
+  assert "differences are paired with uniform" in " ".join(
+    capsys.readouterr().out.split()
+  )
   # One that nobody ran is no mistake.
   assert verbs.main(["compare", str(tmp_path), "--reference", "madtp"]) == 0
 

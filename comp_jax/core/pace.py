@@ -75,8 +75,8 @@ def late(
 ) -> Bool[Array, " m"]:
   """Modes after whose step the stages left would not reach the target.
 
-  Those to come are taken to be as large as may be, and within `NEAR` of the
-  target it is reached. Never the mode that brings the search nearest.
+  Those to come are taken to be as large as may be. Never the mode that brings
+  the search nearest.
 
   Args:
     pace: of the search.
@@ -89,7 +89,7 @@ def late(
     return pace.end(*pace.after(macs, removable, mode), stages - 1)
 
   ends = jax.vmap(end)(jnp.arange(removable.shape[0]))
-  return ends > jnp.maximum(pace.target + NEAR, jnp.min(ends))
+  return ends > jnp.maximum(pace.target, jnp.min(ends))
 
 
 def hurried(

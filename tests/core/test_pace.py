@@ -43,7 +43,7 @@ def test_modes_are_late_after_which_the_others_cannot_arrive(number, target):
     _largest(*_after(0.8, start, mode, 0.1, 0.2), 8 - number, 0.1, 0.2)
     for mode in range(4)
   ]
-  expected = [x > target + pace.NEAR and x > min(ends) for x in ends]
+  expected = [x > target and x > min(ends) for x in ends]
   late = jax.jit(lambda stages: pace.late(_pace(target), *_now(start), stages))
   np.testing.assert_array_equal(late(9 - number), expected)
 

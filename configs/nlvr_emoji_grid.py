@@ -2,9 +2,10 @@
 
 52 steps of search and 60 of fine-tuning, of 32 statements each: about two
 minutes of one CPU core for a point. Accuracy on dev, means of five seeds
-(docs/results/nlvr_grid.md): dense 0.671; at 0.7 CoMP 0.650, `uniform` 0.629; at
-0.85 0.623 and 0.606, with 84 steps of search (prune.max_stages=20) 0.618 and
-0.625.
+(docs/results/nlvr_grid.md): dense 0.670; at 0.7 CoMP 0.652, `uniform` 0.629,
+`sjp_together` and `madtp` 0.659. At 0.85, with finetune.steps=92, CoMP 0.639;
+with as many steps in all (prune.max_stages=20) `uniform` 0.625, `sjp_together`
+0.628.
 
   python -m comp_jax data nlvr_emoji --to DIR
   python -m comp_jax sweep --config=configs/nlvr_emoji_grid.py \\

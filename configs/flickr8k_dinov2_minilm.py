@@ -15,10 +15,10 @@ a fixed hash) is all that choices see.
 
 T2I R@10 on dev: ridge map alone 0.236 (--config.train.steps=0), after the first
 180 steps 0.506, after the second 0.555; 23 minutes each on two shared CPU
-cores. Pruned by 0.5 (one seed), 0.7 (four) and 0.85 (two): 0.459, 0.316 and
-0.134; with `--config.recipe.name=uniform` 0.416, 0.258 and 0.101; 25 minutes of
-one core each. At 0.85 CoMP takes more than the 11 stages that it may have
-(--config.prune.max_stages=20; stages that are not used go to fine-tuning).
+cores. Pruned by 0.5 (one seed), 0.7 (four) and 0.85 (two; with
+--config.finetune.steps=186): 0.459, 0.316 and 0.137; with
+`--config.recipe.name=uniform` (at 0.85 --config.prune.max_stages=20: as many
+steps in all) 0.416, 0.258 and 0.101; 20 to 25 minutes of one core each.
 """
 
 import ml_collections

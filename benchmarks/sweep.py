@@ -39,6 +39,7 @@ def make(job: prepare.Job, points) -> sweep.Sweep:
     stage_steps=STEPS.value,
     optimizer=lambda rate: prepare.optimizer(config, rate),
     finetune=setup.schedule(config.finetune),
+    microbatches=config.finetune.microbatches,
     members=[
       sweep.Member(
         ratio=ratio,

@@ -36,11 +36,11 @@ def add(verbs: argparse._SubParsersAction) -> None:
   parser.add_argument("--metric", help="metric to compare by")
   parser.add_argument(
     "--reference",
-    nargs="+",
+    action="append",
     metavar="METHOD",
-    help="recipe or method that differences are taken from, of several the "
-    "first that ran on a task (comp; without a run of it, the only other form "
-    "of CoMP that ran)",
+    help="recipe or method that differences are taken from; given more than "
+    "once, the first that ran on a task (comp; without a run of it, the only "
+    "other form of CoMP that ran)",
   )
   parser.set_defaults(run=run)
 

@@ -69,7 +69,7 @@ class Sweep:
   stage_steps: int
   optimizer: Callable[[Any], optax.GradientTransformation]
   finetune: fit.Schedule
-  microbatches: int = 1
+  microbatches: int
   members: Sequence[Member]
   mesh: jax.sharding.Mesh
 

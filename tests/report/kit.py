@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from comp_jax.report import comparable, comparison
 from comp_jax.tasks import outcomes
 from comp_jax.train import examples
 
@@ -35,3 +36,10 @@ def with_recall(report, value):
   """The report with this T2I R@10 after fine-tuning."""
   report["metrics"]["finetuned"]["test"]["t2i_r10"] = value
   return report
+
+
+def cells(folder, **options):
+  """The cells of the one comparison that a folder makes, by method; and it."""
+  (members,) = comparable.gather([folder])[0].values()
+  result, _ = comparison.compare(members, split="test", **options)
+  return {cell.method: cell for cell in result.cells}, result

@@ -63,96 +63,6 @@ def test_what_nobody_ran_is_said(folder):
   )
 
 
-def test_without_comp_differences_are_from_its_only_form(tmp_path, make):
-  for recipe, value in (("comp_wanda", 0.4), ("uniform", 0.3)):
-    kit.save(tmp_path / recipe, kit.with_recall(make(0, recipe), value))
-  cells, result = _cells(tmp_path)
-  assert result.reference == "comp_wanda"
-  assert cells["uniform"].difference == pytest.approx(-0.1)
-  said = "No run of comp: differences are from comp_wanda."
-  assert said in compared.notes(result)
-  # Who asks for comp, or has two forms to choose from, is told so instead.
-  assert _cells(tmp_path, reference="comp")[0]["uniform"].difference is None
-  kit.save(
-    tmp_path / "lookahead", kit.with_recall(make(0, "comp_lookahead"), 0.4)
-  )
-  assert _cells(tmp_path)[1].reference == "comp"
-  kit.save(tmp_path / "comp", kit.with_recall(make(0), 0.4))
-  (tmp_path / "lookahead" / "report.json").unlink()
-  assert _cells(tmp_path)[1].reference == "comp"
-
-
-def _scarce(folder, make, recipe, scarcity, value, **config):
-  """A run whose config gives every recipe this constant of MPS."""
-  report = kit.with_recall(make(0, recipe), value)
-  named = {"name": recipe, "strategy": {"scarcity": scarcity}}
-  kit.save(folder / f"{recipe}_{scarcity}", report, recipe=named, **config)
-
-
-def test_a_reference_is_meant_by_its_recipe(tmp_path, make):
-  _scarce(tmp_path, make, "comp_wanda", 2.0, 0.4)
-  # Of another config, so it takes no part: neither in what all runs share.
-  _scarce(tmp_path, make, "comp_wanda", 0.0, 0.2, data={"name": "other"})
-  _scarce(tmp_path, make, "uniform", 0.0, 0.3)
-  _scarce(tmp_path, make, "random", 2.0, 0.1)
-  cells, result = _cells(tmp_path)
-  # What a mode costs makes no difference to schedules that do not weigh it.
-  assert set(cells) == {"comp_wanda", "uniform", "random"}
-  assert cells["random"].difference == pytest.approx(-0.3)
-  _scarce(tmp_path, make, "comp_wanda", 1.0, 0.35)
-  cells, result = _cells(tmp_path, reference="comp_wanda (scarcity=1.0)")
-  assert cells["uniform"].difference == pytest.approx(-0.05)
-  said = "No run of comp: differences are from comp_wanda (scarcity=1.0)."
-  assert said in compared.notes(result)
-  with pytest.raises(
-    errors.UserError, match=r"=1.0\); comp_wanda \(scarcity=2"
-  ):
-    _cells(tmp_path, reference="comp_wanda")
-  # Two forms to choose from.
-  assert _cells(tmp_path)[1].reference == "comp"
-  for path in tmp_path.glob("comp_wanda_[01]*/*.json"):
-    path.unlink()
-  _scarce(tmp_path / "late", make, "uniform", 1.0, 0.3)
-  assert _cells(tmp_path, reference="comp_wanda")[1].reference == "comp_wanda"
-
-
-def test_a_reference_that_is_no_recipe_is_named_with_those_there_are(
-  tmp_path, make, capsys
-):
-  for recipe in ("comp", "uniform"):
-    report = kit.with_recall(make(0, recipe), 0.3)
-    kit.save(tmp_path / recipe, report)
-  assert verbs.main(["compare", str(tmp_path), "--reference", "unifrom"]) == 2
-  said = capsys.readouterr().err
-  # Once, for all of the runs.
-  assert said.count("--reference unifrom: no such recipe; there are ") == 1
-  assert "comp" in said and "uniform" in said
-  several = ["--reference", "comp (max_stages=11)", "uniform"]
-  assert verbs.main(["compare", str(tmp_path), *several]) == 0
-  assert "differences are paired with uniform" in " ".join(
-    capsys.readouterr().out.split()
-  )
-  # One that nobody ran is no mistake.
-  assert verbs.main(["compare", str(tmp_path), "--reference", "madtp"]) == 0
-
-
-def test_a_split_that_no_run_has_is_named_with_those_there_are(tmp_path, make):
-  kit.save(tmp_path / "comp", make(0))
-  (members,) = comparable.gather([tmp_path])[0].values()
-  with pytest.raises(errors.UserError, match="no run has a fine-tuned metric"):
-    comparison.compare(members, split="nowhere")
-
-
-def test_a_form_of_comp_goes_before_what_a_config_changed_of_it(tmp_path, make):
-  for name, changed in (("whole", {}), ("part", {"cip": False})):
-    report = kit.with_recall(make(0, "comp_wanda"), 0.3)
-    named = {"name": "comp_wanda", **changed}
-    kit.save(tmp_path / name, report, recipe=named)
-  cells, result = _cells(tmp_path)
-  assert set(cells) == {"comp_wanda", "comp_wanda (cip=False)"}
-  assert result.reference == "comp_wanda"
-
-
 def test_a_ratio_may_have_a_budget_of_its_own(tmp_path, make):
   """As the paper's epochs do; at one ratio all runs have the same."""
   for ratio, stages in ((0.5, 11), (0.85, 20), (0.85, 21)):
@@ -199,14 +109,8 @@ def kept(tmp_path, make):
   return tmp_path
 
 
-def _cells(folder, **options):
-  (members,) = comparable.gather([folder])[0].values()
-  result, _ = comparison.compare(members, split="test", **options)
-  return {cell.method: cell for cell in result.cells}, result
-
-
 def test_a_planted_difference_is_found_over_seeds_and_examples(kept):
-  cells, result = _cells(kept)
+  cells, result = kit.cells(kept)
   comp, uniform = cells["comp"], cells["uniform"]
   assert uniform.difference == pytest.approx(-20 / (2 * EXAMPLES))
   gap = uniform.difference_interval
@@ -240,13 +144,13 @@ def test_texts_of_an_image_are_drawn_together(tmp_path, make):
     path = tmp_path / str(texts)
     kit.save(path, kit.with_recall(make(0), float(np.mean(ranks < 10))))
     kit.keep(path, "t2i_rank", np.tile(ranks[:, None], (1, texts)))
-    spans.append(_cells(path)[0]["comp"].interval)
+    spans.append(kit.cells(path)[0]["comp"].interval)
   assert spans[0] == spans[1] and spans[0].over == bootstrap.EXAMPLES
 
 
 def test_an_old_run_is_compared_over_seeds(kept):
   (kept / "uniform1" / examples.NAME).unlink()
-  cells, result = _cells(kept)
+  cells, result = kit.cells(kept)
   assert cells["comp"].interval.over == bootstrap.BOTH
   assert cells["uniform"].interval.over == bootstrap.SEEDS
   assert cells["uniform"].difference_interval.over == bootstrap.SEEDS
@@ -261,7 +165,7 @@ def test_other_examples_are_compared_over_seeds(kept):
     path = kept / f"uniform{seed}"
     ranks = examples.read(path, "test")["t2i_rank"]
     kit.keep(path, "t2i_rank", np.concatenate([ranks, ranks]))
-  cells, _ = _cells(kept)
+  cells, _ = kit.cells(kept)
   uniform = cells["uniform"]
   assert uniform.interval.over == bootstrap.BOTH
   assert uniform.difference_interval.over == bootstrap.SEEDS
@@ -269,13 +173,13 @@ def test_other_examples_are_compared_over_seeds(kept):
 
 
 def test_a_metric_that_is_no_mean_is_compared_over_seeds(kept):
-  cells, result = _cells(kept, metric="loss")
+  cells, result = kit.cells(kept, metric="loss")
   assert {cell.interval.over for cell in cells.values()} == {bootstrap.SEEDS}
   assert "Interval of the mean: over seeds." in compared.notes(result)
 
 
 def test_one_seed_has_an_interval_over_examples(kept):
-  cells, result = _cells(kept / "comp0")
+  cells, result = kit.cells(kept / "comp0")
   assert cells["comp"].interval.over == bootstrap.EXAMPLES
   line = "Interval of the mean: over examples, one seed."
   assert line in compared.notes(result)
@@ -309,6 +213,13 @@ def test_a_metric_that_no_run_has_is_refused(folder):
   del members[0].report["metrics"]["finetuned"]
   _, lacking = comparison.compare(members, split="test")
   assert [run.path for run in lacking] == [members[0].path]
+
+
+def test_a_split_that_no_run_has_is_named_with_those_there_are(tmp_path, make):
+  kit.save(tmp_path / "comp", make(0))
+  (members,) = comparable.gather([tmp_path])[0].values()
+  with pytest.raises(errors.UserError, match="no run has a fine-tuned metric"):
+    comparison.compare(members, split="nowhere")
 
 
 def test_lower_losses_come_first(folder):

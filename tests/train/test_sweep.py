@@ -77,6 +77,7 @@ def make(devices=1, recipe="comp", members=MEMBERS, cost="eq8"):
     stage_steps=kit.STEPS,
     optimizer=optimizer,
     finetune=SCHEDULE,
+    microbatches=1,
     members=members,
     mesh=sharding.make_mesh(jax.devices()[:devices]),
   )

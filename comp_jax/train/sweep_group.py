@@ -201,6 +201,15 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     ) from error
 
 
+def progress(workdir: pathlib.Path) -> tuple[str, list[dict[str, Any]]] | None:
+  """The phase that a group is in, and where its points are; None before."""
+  path = workdir / PROGRESS
+  if not path.exists():
+    return None
+  told = json.loads(path.read_text(encoding="utf-8"))
+  return told["phase"], told["members"]
+
+
 def _spread(found: Sequence, reached: Sequence[bool], other: Any) -> list:
   """What was found of the reached points, and `other` of the rest."""
   found = iter(found)

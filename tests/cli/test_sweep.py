@@ -1,6 +1,5 @@
 """What `sweep` makes of its command line."""
 
-import io
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import threading
 import time
 
 import pytest
-import rich.console
 
 from comp_jax import errors
 from comp_jax.cli import children, configs, sweep, verbs
@@ -46,62 +44,6 @@ ROW = {
 @pytest.fixture(scope="module")
 def config():
   return configs.load("configs/emoji_tiny.py")
-
-
-def test_axes_have_the_config_s_types(config):
-  assert sweep.axes(
-    config,
-    [
-      "ratios=0.5,0.7",
-      "seeds=0:3,9",
-      "recipes=comp,uniform",
-      "recipe.cip=true",
-    ],
-  ) == {
-    "ratio": [0.5, 0.7],
-    "seed": [0, 1, 2, 9],
-    "recipe.name": ["comp", "uniform"],
-    "recipe.cip": [True],
-  }
-
-
-def test_what_changes_programs_makes_groups(config):
-  groups = sweep.split(
-    sweep.axes(config, ["recipes=comp,uniform", "ratios=0.5,0.7", "seeds=0:2"])
-  )
-  assert [g.fixed for g in groups] == [
-    {"recipe.name": "comp"},
-    {"recipe.name": "uniform"},
-  ]
-  assert list(groups[0].points) == [
-    {"ratio": ratio, "seed": seed} for ratio in (0.5, 0.7) for seed in (0, 1)
-  ]
-
-
-def test_constants_of_mps_make_points_of_one_group(config):
-  constants = ["explore", "history", "explore_within", "scarcity"]
-  axes = [f"recipe.strategy.{name}=0.5,2" for name in constants]
-  (group,) = sweep.split(sweep.axes(config, [*axes, "prune.least_step=0.1,1"]))
-  assert not group.fixed
-  assert len(group.points) == 2 ** (len(constants) + 1)
-
-
-@pytest.mark.parametrize(
-  ("text", "named"),
-  [
-    ("ratios", "KEY=VALUE"),
-    ("ratio=", "KEY=VALUE"),
-    ("rato=0.5", "did you mean --config.ratio"),
-    ("prune=1", "is a section"),
-    ("seeds=a", "not of type int"),
-    ("seeds=1,1", "given twice"),
-    ("data.report_splits=test", "cannot be swept"),
-    ("seeds=3:3", "seeds=3:3: stands for no value"),
-  ],
-)
-def test_bad_axes_are_named(config, text, named):
-  with pytest.raises(errors.UserError, match=named):
-    sweep.axes(config, [text])
 
 
 def test_a_mistake_ends_in_one_line(tmp_path, capsys):
@@ -192,36 +134,6 @@ def test_results_that_were_cut_are_named(tmp_path):
   (tmp_path / "results.jsonl").write_text('{"status": "done"}\n{"sta')
   with pytest.raises(errors.UserError, match="results.jsonl is not JSON lines"):
     sweep_group.read(tmp_path)
-
-
-def test_the_live_table_says_where_each_point_is(config, tmp_path):
-  groups = sweep.split(sweep.axes(config, ["ratios=0.99,0.5", "seeds=3"]))
-  (folder := tmp_path / groups[0].name).mkdir()
-  row = {"mode": "text_tokens", "macs_fraction": 0.7, "metric": -1.25}
-  # The first is beyond reach: no stage of it ran, ever.
-  told = {"phase": "search", "members": [{}, row]}
-  (folder / sweep_group.PROGRESS).write_text(json.dumps(told))
-  console = rich.console.Console(width=100, record=True, file=io.StringIO())
-  console.print(sweep._table(groups, tmp_path, {}))
-  beyond, other = console.export_text().splitlines()[-3:-1]
-  assert beyond.split() == ["ratio=0.99", "search"]
-  assert other.split() == "ratio=0.5 search text_tokens 70.0% -1.250".split()
-
-
-def test_points_are_added_as_groups_of_their_own(config):
-  make = lambda *texts: sweep.split(sweep.axes(config, texts))  # noqa: E731
-  there = make("recipes=comp,uniform", "seeds=0:2")
-  more = sweep.grown(there, make("recipes=random,uniform,comp", "seeds=0:3"))
-  assert more[:2] == there
-  assert [(g.name, g.fixed["recipe.name"], g.points) for g in more[2:]] == [
-    ("group_2", "random", [{"seed": 0}, {"seed": 1}, {"seed": 2}]),
-    ("group_3", "uniform", [{"seed": 2}]),
-    ("group_4", "comp", [{"seed": 2}]),
-  ]
-  again = make("recipes=comp,uniform,random", "seeds=0:3")
-  assert sweep.grown(more, again) == more
-  with pytest.raises(errors.UserError, match="recipe.name=uniform seed=0"):
-    sweep.grown(there, make("recipes=comp", "seeds=0:3"))
 
 
 @pytest.fixture

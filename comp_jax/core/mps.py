@@ -145,7 +145,7 @@ def choose(
     greedy = jax.random.categorical(order, jnp.where(open_, 0.0, -jnp.inf))
   idle = (state.stage - state.last).astype(jnp.float32)
   explorable = open_
-  if options.explore_within is not None:
+  if options.cost_aware and options.explore_within is not None:
     cheapest = jnp.min(price)
     # A multiple of a cost that can be negative: measured from the cheapest.
     margin = (options.explore_within - 1.0) * jnp.abs(cheapest)

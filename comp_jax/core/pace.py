@@ -29,12 +29,14 @@ class Pace:
   Attributes:
     target: MACs to reach, as a fraction of dense.
     stage_macs: that a stage removes, likewise.
-    share: of what its mode can still remove, where that is less.
+    share: of what its modes can still remove, where that is less.
+    joint: whether a stage takes from all modes at once, units and tokens.
   """
 
   target: Number
   stage_macs: Number
   share: Number
+  joint: bool = False
 
   def after(
     self,
@@ -42,13 +44,16 @@ class Pace:
     removable: Float[Array, " m"],
     mode: Int[Array, ""] | int,
   ) -> tuple[Float[Array, ""], Float[Array, " m"]]:
-    """MACs, and what the modes can remove, after a stage of one of them.
+    """MACs, and what the modes can remove, after a stage of one, or `joint`.
 
     It takes from the others in proportion: a unit saves less where fewer tokens
-    pass it.
+    pass it. Where all modes give at once each is such another one.
     """
-    step = jnp.minimum(self.stage_macs, self.share * removable[mode])
+    room = jnp.sum(removable) if self.joint else removable[mode]
+    step = jnp.minimum(self.stage_macs, self.share * room)
     others = removable * (1.0 - step / macs)
+    if self.joint:
+      return macs - step, others
     chosen = jnp.arange(removable.shape[0]) == mode
     return macs - step, jnp.where(chosen, removable - step, others)
 

@@ -25,6 +25,8 @@ from comp_jax.core import matching, token_rules
 _COUNTS = ("tome", "crossget")
 RULES = ("mean", "madtp", "evit", *_COUNTS)
 COMBINE = ("drop", "merge", "match")
+# MADTP's lowest temperature.
+_COLDEST = 1e-4
 
 
 # JAX rebuilds a pytree around anything (shapes, shardings, None).
@@ -83,6 +85,22 @@ class TokenPolicy:
     that grow with the norm of the tokens.
     """
     return tokens * (1e3 if self.rule == "madtp" else 1.0)
+
+  def at(
+    self, place: Float[Array, ""], tokens: Float[Array, ""]
+  ) -> Float[Array, ""]:
+    """The theta at a place of its range, from 0 (drops nothing) to 1.
+
+    Cubic, for useful thresholds are small; a temperature in equal ratios, whose
+    order of magnitude is that of the tokens' norms. `madtp` drops many at its
+    lowest temperature already: each token then looks at one entry of the
+    dictionary alone.
+    """
+    highest = self.highest(tokens)
+    if self.rule != "madtp":
+      return highest * place**3
+    lowest = _COLDEST
+    return jnp.where(place > 0, lowest * (highest / lowest) ** place, 0.0)
 
   def by_layer(self, layers: int) -> "TokenPolicy":
     """The policy with a theta for each layer, where it is a count.

@@ -42,8 +42,9 @@ class Recipe:
       in each stage; `round_robin` takes the live modes in turn; `together`
       raises every mode in every stage, the MACs split evenly between
       parameters and tokens, one theta for all towers; `params_first` and
-      `tokens_first` raise all modes of one kind until half of the MACs are
-      gone, then those of the other.
+      `tokens_first` raise all modes of one kind until half of what has to go
+      is gone, then those of the other. Units of modes that are raised at once
+      are ranked in one list.
     prunes: the modes that it knows: `params`, `tokens`, `all`, or
       `vision_tokens` alone.
     accumulate: over what the scores of units are gathered: a `stage`, or the

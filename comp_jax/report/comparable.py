@@ -73,26 +73,43 @@ def named(members: Sequence[runs.Run]) -> list[runs.Run]:
   """The runs with their methods.
 
   What all of them changed is not named, nor the stages and rates that most have
-  at a ratio.
+  at a ratio. Stages are named only where a method ran in several cuts of them
+  at a ratio: else they are its `cut`, for the remarks.
   """
-  settings = [(*run.settings, run.training) for run in members]
-  shared = set().union(*(_common(kind) for kind in zip(*settings, strict=True)))
-  cuts = collections.defaultdict(collections.Counter)
+  kinds = zip(*(run.settings for run in members), strict=True)
+  shared = set().union(*map(_common, kinds))
+  usual = collections.defaultdict(collections.Counter)
   for run in members:
-    cuts[run.ratio][tuple(run.training.items())] += 1
+    usual[run.ratio][_items(run.training)] += 1
+  found, cuts = [], collections.defaultdict(set)
+  for run in members:
+    ((most, _),) = usual[run.ratio].most_common(1)
+    own = [item for item in _items(run.training) if item not in most]
+    cut = tuple(item for item in own if item[0] in runs.STAGES)
+    rates = [item for item in own if item not in cut]
+    changes = [item for item in _items(*run.settings) if item not in shared]
+    kind = (run.ratio, run.report["recipe"], *changes, *rates)
+    found.append((kind, cut))
+    cuts[kind].add(cut)
   named = []
-  for run, kinds in zip(members, settings, strict=True):
-    ((usual, _),) = cuts[run.ratio].most_common(1)
-    listed = [
-      f"{key}={value}"
-      for kind in kinds
-      for key, value in (kind or {}).items()
-      if (key, value) not in shared | set(usual)
-    ]
-    method = run.report["recipe"]
-    method += f" ({', '.join(listed)})" if listed else ""
-    named.append(dataclasses.replace(run, method=method))
+  for run, (kind, cut) in zip(members, found, strict=True):
+    _, recipe, *changes = kind
+    alone = len(cuts[kind]) == 1
+    method = _listed(recipe, changes if alone else [*changes, *cut])
+    own = _listed("", cut) if alone else ""
+    named.append(dataclasses.replace(run, method=method, cut=own))
   return named
+
+
+def _items(*kinds: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+  """What settings of some kinds set; None of them sets nothing."""
+  return tuple(item for kind in kinds for item in (kind or {}).items())
+
+
+def _listed(name: str, items: Sequence[tuple[str, str]]) -> str:
+  """A name with what is set behind it."""
+  said = ", ".join(f"{key}={value}" for key, value in items)
+  return f"{name} ({said})".strip() if said else name
 
 
 def between_ratios(members: Sequence[runs.Run]) -> list[str]:

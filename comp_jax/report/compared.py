@@ -152,20 +152,20 @@ def across(
   means = over_tasks.means(comparisons)
   if not means:
     return None
+  tasks = list(dict.fromkeys(task for mean in means for task in mean.tasks))
   grid = tables.Grid(
-    title="Mean difference from the reference",
-    columns=("Ratio", "Recipe", "Tasks", "difference", "95\u00a0% interval"),
+    title="Differences from the reference",
+    columns=("Ratio", "Recipe", *tasks, "mean"),
     rows=tuple(
       (
         f"{mean.ratio:g}",
         mean.method,
-        ", ".join(mean.tasks),
-        text.signed(mean.difference),
-        _span(mean.interval, text.signed),
+        *(_on_task(mean.cells.get(task)) for task in tasks),
+        _with_interval(mean.difference, mean.interval),
       )
       for mean in means
     ),
-    left=3,
+    left=2,
   )
   kinds = dict.fromkeys(m.interval.over for m in means if m.interval)
   said = (
@@ -279,6 +279,22 @@ def _difference(cell: comparison_lib.Cell) -> str:
   if cell.paired < len(cell.seeds):
     words += f" ({cell.paired} of {len(cell.seeds)})"
   return words
+
+
+def _on_task(cell: comparison_lib.Cell | None) -> str:
+  """A method's difference on one task, and from how many seeds."""
+  if cell is None:
+    return text.NOTHING
+  seeds = "1 seed" if cell.paired == 1 else f"{cell.paired} seeds"
+  said = _with_interval(cell.difference, cell.difference_interval)
+  return f"{said}, {seeds}"
+
+
+def _with_interval(
+  difference: float, interval: bootstrap.Interval | None
+) -> str:
+  span = f" ({_span(interval, text.signed)})" if interval else ""
+  return f"{text.signed(difference)}{span}"
 
 
 def _student(cell: comparison_lib.Cell) -> str:

@@ -233,6 +233,8 @@ def _remarks(run: runs.Run) -> list[str]:
   for name, subject in (("how", "Points of a sweep"), ("reason", here)):
     if run.report.get(name):
       said.append((subject, run.report[name]))
+  if run.cut:
+    said.append((f"{method} at {ratio:g}", f"stages of its own {run.cut}"))
   return [f"{subject}: {sentence}." for subject, sentence in said]
 
 

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,16 +16,21 @@ class Mean:
   Attributes:
     method: the recipe; with its changes where a task ran several forms of it.
     ratio: fraction of the MACs to remove.
-    tasks: names of the experiments.
+    cells: name of each experiment -> the method there.
     difference: mean of the differences on the tasks, each with equal weight.
     interval: of it; None where a task has one number alone.
   """
 
   method: str
   ratio: float
-  tasks: tuple[str, ...]
+  cells: Mapping[str, comparison.Cell]
   difference: float
   interval: bootstrap.Interval | None
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """Names of the experiments."""
+    return tuple(self.cells)
 
 
 def means(comparisons: Sequence[comparison.Comparison]) -> list[Mean]:
@@ -43,14 +48,14 @@ def means(comparisons: Sequence[comparison.Comparison]) -> list[Mean]:
       recipe = comparison.recipe(cell.method)
       method = cell.method if recipe in several else recipe
       if cell.gaps is not None:
-        found[cell.ratio, method].append((result.name, cell.gaps))
+        found[cell.ratio, method].append((result.name, cell))
   listed = [
     Mean(
       method=method,
       ratio=ratio,
-      tasks=tuple(name for name, _ in cells),
-      difference=float(np.mean([gaps.mean() for _, gaps in cells])),
-      interval=bootstrap.interval(*(gaps for _, gaps in cells)),
+      cells=dict(cells),
+      difference=float(np.mean([cell.difference for _, cell in cells])),
+      interval=bootstrap.interval(*(cell.gaps for _, cell in cells)),
     )
     for (ratio, method), cells in found.items()
     if len(cells) > 1

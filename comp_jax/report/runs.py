@@ -42,11 +42,14 @@ class Run:
     report: checked; of a swept point what its line holds.
     method: the recipe, with what its config changed of it and other runs did
       not.
+    cut: the stages of its search, where they are neither those of most runs
+      nor in the method's name.
   """
 
   path: pathlib.Path
   report: schema.Report
   method: str = ""
+  cut: str = ""
 
   @property
   def _recipe(self) -> recipe_lib.Recipe | None:

@@ -14,7 +14,6 @@ from comp_jax.core import cost, pace
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import families, specs
-from comp_jax.recipes import recipe as recipe_lib
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 
@@ -104,15 +103,12 @@ def fewest_stages(
 ) -> int:
   """Stages that a search needs at least, up to `most`.
 
-  Where parameters and tokens are raised at once a stage is as large as it
-  should be: 1. Where modes of one kind are, they act as one mode.
+  Where all stages aim at the target itself (`fade=search`) any will do.
   """
-  recipe, dense = stage.recipe, removable(stage, valid)
-  if recipe.schedule not in recipe_lib.SINGLE:
-    if recipe.prunes == "all" or recipe.fade == "search":
-      return 1
-    dense = jnp.sum(dense, keepdims=True)
-  return int(pace.fewest_stages(stage.settings.pace, dense, most))
+  if stage.recipe.fade == "search":
+    return 1
+  rooms = stage.rooms(removable(stage, valid))
+  return int(pace.fewest_stages(stage.unhurried, rooms, most))
 
 
 def _entering(stage, valid) -> dict[str, jax.Array]:

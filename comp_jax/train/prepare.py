@@ -228,8 +228,7 @@ def hurried(
     return ""
   ratio = 1.0 - float(stage.settings.target)
   what = "what is left in the end goes at once, untrained"
-  single = stage.recipe.schedule in recipe_lib.SINGLE
-  if single and stage.settings.max_stages is not None:
+  if stage.settings.max_stages is not None:
     what = "they take a larger part than that"
   return (
     f"config.prune.max_stages is {stages}: a search for a ratio of {ratio:.3g} "

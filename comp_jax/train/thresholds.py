@@ -124,11 +124,25 @@ class Thresholds:
   def pace(
     self, state: state_lib.SearchState, removable: Float[Array, " m"]
   ) -> pace_lib.Pace:
-    """What a stage of one mode may remove, hurried where it would be late."""
-    pace = self.settings.pace
+    """What a stage may remove, hurried where the search would be late."""
     if self.settings.max_stages is None:
-      return pace
-    return pace_lib.hurried(pace, state.macs, removable, self.ahead(state))
+      return self.unhurried
+    rooms, ahead = self.rooms(removable), self.ahead(state)
+    return pace_lib.hurried(self.unhurried, state.macs, rooms, ahead)
+
+  @property
+  def unhurried(self) -> pace_lib.Pace:
+    """What a stage may remove where the stages are enough."""
+    recipe = self.recipe
+    joint = recipe.schedule == "together" and recipe.prunes == "all"
+    return dataclasses.replace(self.settings.pace, joint=joint)
+
+  def rooms(self, removable: Float[Array, " m"]) -> Float[Array, " r"]:
+    """What is raised alone can remove: each mode, or all those of a kind."""
+    if self.recipe.schedule in recipe_lib.SINGLE:
+      return removable
+    of = lambda kind: jnp.sum(jnp.where(kind, removable, 0.0))  # noqa: E731
+    return jnp.stack([of(~self.is_token), of(self.is_token)])
 
   @property
   def planned(self) -> Float[Array, ""]:
@@ -244,9 +258,8 @@ class Thresholds:
     is flatter, and at the same theta fewer tokens would fall. They rise only as
     far as the goal asks. `back` lowers those in use, in equal ratios.
 
-    Bisection on the calibration examples, on a cubic scale from 0 to the
-    rule's highest: useful thresholds are small. MACs need not be monotone
-    in theta, so the end that meets the goal is returned.
+    Bisection on the calibration examples, on the rule's own scale. MACs need
+    not be monotone in theta, so the end that meets the goal is returned.
     """
     prunable, settings = self.prunable, self.settings
     if not prunable.token_modes:
@@ -272,11 +285,12 @@ class Thresholds:
     most = jnp.max(
       jnp.stack([jnp.max(counts[:, 0]) for counts in known.values()])
     ).astype(jnp.float32)
-    highest = self.objective.policy.highest(most)
+    policy = self.objective.policy
+    highest = policy.highest(most)
 
     def thetas_at(u):
       def one(tower, old):
-        raised = jnp.maximum(old, highest * u**3)
+        raised = jnp.maximum(old, policy.at(u, most))
         # From where it stands to the highest, in equal ratios.
         followed = old * (highest / jnp.maximum(old, 1e-6)) ** u
         new = jnp.where(chosen[tower], raised, followed)
@@ -343,8 +357,13 @@ class Thresholds:
     total = jnp.maximum(state.macs - goal, 0.0)
     tokens = jnp.any(selected & is_token)
     units = jnp.any(selected & ~is_token)
+    room = jnp.sum(jnp.where(selected, removable, 0.0))
     by_tokens = jnp.sum(jnp.where(selected & is_token, removable, 0.0))
-    half = jnp.maximum(total / 2, total - settings_lib.STAGE_SHARE * by_tokens)
+    # A step that hurries may take as much of the tokens as it takes of all.
+    part = jnp.clip(
+      total / jnp.maximum(room, 1e-9), settings_lib.STAGE_SHARE, 1.0
+    )
+    half = jnp.maximum(total / 2, total - part * by_tokens)
     need = jnp.where(units, jnp.where(tokens, half, total), 0.0)
     marked = self.mark(state, selected, need, key, share=share)
     masks = masks_lib.soft(state.masks, marked, 1.0)
@@ -368,9 +387,7 @@ class Thresholds:
         gone = 1.0
       goal = 1.0 - gone * (1.0 - self.settings.target)
       return jnp.where(jnp.any(selected), goal, state.macs)
-    share = settings_lib.STAGE_SHARE
-    if self.recipe.schedule in recipe_lib.SINGLE:
-      share = self.pace(state, removable).share
+    share = self.pace(state, removable).share
     most = share * jnp.sum(jnp.where(selected, removable, 0.0))
     step = jnp.minimum(self.settings.stage_macs, most)
     return jnp.maximum(self.settings.target, state.macs - step)

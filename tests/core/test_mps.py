@@ -116,6 +116,11 @@ def test_exploration_stays_within_a_multiple_of_the_cheapest():
   state = _state([-0.2, 0.1, 0.3, 9.0], LAST, STAGE)
   explored, _ = _frequencies(state, [False] * 4, options)
   _within(explored, reference.exploration(STAGE, LAST, [1, 1, 0, 0], 5.0))
+  # Where costs are not weighed they leave no mode out.
+  blind = dataclasses.replace(options, cost_aware=False)
+  explored, greedy = _frequencies(state, [False] * 4, blind)
+  _within(explored, reference.exploration(STAGE, LAST, [1, 1, 1, 1], 5.0))
+  assert np.all(greedy > 0)
 
 
 def test_scarcity_makes_what_is_left_dearer():

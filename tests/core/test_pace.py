@@ -52,6 +52,20 @@ def _now(removable, macs=0.8):
   return jnp.float32(macs), jnp.asarray(removable, jnp.float32)
 
 
+def test_modes_that_give_at_once_all_lose_in_proportion():
+  macs, (units, tokens) = 0.6, (0.3, 0.2)
+  joint = dataclasses.replace(_pace(0.1), joint=True)
+  after = joint.after(*_now([units, tokens], macs), 0)
+  # A fifth of half a dense model is as much as a stage may remove.
+  assert after[0] == pytest.approx(0.5)
+  np.testing.assert_allclose(
+    after[1], [units * 5 / 6, tokens * 5 / 6], rtol=1e-6
+  )
+  # Later a fifth is less: 5/6 of the MACs stay, stage by stage.
+  stages = 6
+  assert joint.end(*after, stages) == pytest.approx(0.5 * (5 / 6) ** stages)
+
+
 @pytest.mark.parametrize("target", [0.9, 0.5, 0.3, 0.2, 0.15])
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_fewest_stages_are_those_of_the_largest_steps(target, share):

@@ -155,6 +155,19 @@ def test_the_range_of_temperatures_reaches_the_mean_score_at_any_scale():
   assert float(tokens.TokenPolicy().highest(jnp.float32(N))) == N
 
 
+@pytest.mark.parametrize("rule", tokens.RULES)
+def test_a_range_of_thetas_begins_at_none_and_ends_at_the_highest(rule):
+  policy, most = tokens.TokenPolicy(rule=rule), jnp.float32(577)
+  places = jnp.linspace(0, 1, 2**12 + 1)
+  thetas = np.asarray(jax.vmap(lambda at: policy.at(at, most))(places))
+  assert thetas[0] == 0
+  assert thetas[-1] == pytest.approx(float(policy.highest(most)), rel=1e-6)
+  assert np.all(np.diff(thetas) > 0)
+  # Bisected twelve times, temperatures are a hundredth apart at full size too.
+  if rule == "madtp":
+    assert np.max(thetas[2:] / thetas[1:-1]) < 1.01
+
+
 def test_more_theta_keeps_fewer_down_to_one():
   _, _, _, valid, protected, _ = _inputs(4)
   pool = jnp.asarray(valid & ~protected)

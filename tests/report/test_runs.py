@@ -170,10 +170,13 @@ def test_a_search_may_be_cut_into_stages_of_its_own(tmp_path, make):
   models, (out,) = comparable.gather([tmp_path])
   (members,) = models.values()
   assert {run.report["recipe"] for run in members} == {"comp", "upop"}
-  assert {run.method for run in members} == {
-    "comp",
-    "upop (num_stages=32, max_stages=44, warmup_stages=4, stage_steps=1)",
+  assert {run.method: run.cut for run in members} == {
+    "comp": "",
+    "upop": "(num_stages=32, max_stages=44, warmup_stages=4, stage_steps=1)",
   }
+  result, _ = comparison.compare(members)
+  said = "upop at 0.7: stages of its own (num_stages=32, max_stages=44, "
+  assert any(line.startswith(said) for line in compared.notes(result))
   assert "prune.steps in all is 60, not 48" in out.reason
 
 
@@ -188,6 +191,7 @@ def test_a_shorter_search_may_be_tuned_for_longer(tmp_path, make):
   (members,) = models.values()
   methods = [run.method for run in members]
   assert methods == ["comp", "comp", "comp (max_stages=12)"]
+  assert not any(run.cut for run in members)
   assert "steps in all is 112, not 144" in out.reason
 
 

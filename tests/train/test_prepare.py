@@ -101,10 +101,10 @@ def test_stages_that_are_too_few_are_told_before_the_search(config):
   # All modes at once take what a stage should.
   config.ratio, config.recipe.name = 0.7, "uniform"
   assert not prepare.prepare(config).warnings
-  # Tokens alone do not, and no step of theirs grows.
+  # Tokens alone do not.
   config.ratio, config.recipe.name, config.prune.keep_pace = 0.8, "madtp", True
   (told,) = prepare.prepare(config).warnings
-  assert "about 14 stages" in told and "goes at once, untrained" in told
+  assert "about 14 stages" in told and "they take a larger" in told
   config.ratio = 0.7
   assert not prepare.prepare(config).warnings
 

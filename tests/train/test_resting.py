@@ -61,6 +61,26 @@ def test_a_mode_rests_that_would_make_the_search_late():
   assert not np.any(stage.exhausted(now, removable))
 
 
+@pytest.mark.parametrize(
+  "recipe", ["comp", "uniform", "madtp", "sjp_params_first", "tome"]
+)
+def test_steps_grow_under_every_schedule_where_the_stages_would_not_do(recipe):
+  stage = kit.make_stage(recipe, ratio=0.5, stages=2)
+  settings = dataclasses.replace(stage.settings, max_stages=8)
+  paced = dataclasses.replace(stage, settings=settings)
+  own = jnp.array([mode in stage.modes for mode in stage.prunable.modes])
+  removable = jnp.where(own, 0.45, 0.0)
+  # What is 0.11 above the target in the last stage goes in it ...
+  for part, goals in ((paced, (0.5, 0.52)), (stage, (0.52, 0.52))):
+    for number, goal in zip((8, 7), goals, strict=True):
+      now = at(number, 0.61)
+      _, _, selected = part.choose(now, ~own, now.key)
+      room = jnp.sum(jnp.where(selected, removable, 0.0))
+      # ... in the one before it no more than the usual share.
+      found = part.goal(now, selected, removable * 0.45 / room)
+      assert found == pytest.approx(goal, abs=2e-3), (part is paced, number)
+
+
 @pytest.mark.parametrize("least", [0.0, 0.1, 0.25, 1.0])
 def test_some_mode_is_open_while_one_can_remove_something(least):
   """Whatever is small, late or used up, and however far the target is."""

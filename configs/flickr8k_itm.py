@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.recipe.estimator = "wanda"
   c.recipe.strategy.explore_within = 3.0
   c.prune.num_stages = 10
-  c.prune.max_stages = 18
+  c.prune.max_stages = 14
   c.prune.stage_steps = 4
   c.prune.batch_size = 32
   c.prune.learning_rate = 1e-5
@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.prune.calibration = 32
   c.prune.cost = "immediate"
   c.prune.save_every = 4
-  c.finetune.steps = 150
+  c.finetune.steps = 166
   c.finetune.chunk = 10
   c.finetune.batch_size = 48
   c.finetune.warmup = 10

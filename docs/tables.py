@@ -274,6 +274,7 @@ def _row(
 EVERY: Mapping[tuple[str, str], Callable[[], str]] = {
   **{(table.page, table.name): table.__str__ for table in TABLES},
   ("README.md", "differences"): differences,
+  ("docs/results.md", "differences"): differences,
   ("docs/results/flickr8k_retrieval.md", "recalls"): recalls,
 }
 

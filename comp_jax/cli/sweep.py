@@ -70,7 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
   from comp_jax.train import workdir as workdir_lib
 
-  program, listed = "sweep", {"config": arguments.config}
+  # However it is written: each group holds its folder to all of the config.
+  program = "sweep"
+  listed = {"config": pathlib.PurePath(arguments.config).name}
   claimed = {**listed, "groups": points.plain(there or groups)}
   with workdir_lib.claim(workdir, claimed, program):
     workdir_lib.write(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -146,6 +147,16 @@ def sweep_over(tmp_path, monkeypatch):
   command = ["sweep", "--config", "configs/emoji_tiny.py"]
   command += ["--workdir", str(tmp_path / "sweep"), "--sweep", "ratios=0.5"]
   return lambda recipes: verbs.main([*command, f"recipes={recipes}"])
+
+
+def test_a_sweep_goes_on_however_its_config_is_written(sweep_over, tmp_path):
+  assert sweep_over("comp") == 0
+  config = str(pathlib.Path("configs/emoji_tiny.py").resolve())
+  again = ["sweep", "--config", config, "--workdir", str(tmp_path / "sweep")]
+  assert verbs.main([*again, "--sweep", "ratios=0.5", "recipes=comp"]) == 0
+  other = str(pathlib.Path("configs/nlvr_emoji.py").resolve())
+  again[2] = other
+  assert verbs.main([*again, "--sweep", "ratios=0.5", "recipes=comp"]) == 2
 
 
 def _index(tmp_path):

@@ -18,6 +18,7 @@ from comp_jax.report import (
   compared,
   comparison,
   over_tasks,
+  runs,
   tables,
   text,
 )
@@ -36,7 +37,8 @@ class Table:
     records: globs of runs and sweeps below docs/records.
     split: of the data.
     metrics: one comparison each.
-    reference: the method that differences are from; None for CoMP.
+    reference: the method that differences are from, the first that ran; None
+      for CoMP.
   """
 
   name: str
@@ -44,7 +46,7 @@ class Table:
   records: Sequence[str]
   split: str
   metrics: Sequence[str]
-  reference: str | None = None
+  reference: str | Sequence[str] | None = None
 
   @property
   def paths(self) -> list[pathlib.Path]:
@@ -79,7 +81,8 @@ class Table:
         else:
           title = grid.title
         parts.append(f"**{title}**\n\n{tables.markdown(grid)}")
-    return "\n".join(parts)
+    cuts = [line for line in result.remarks if runs.OWN_STAGES in line]
+    return "\n".join([*parts, *(f"- {line}\n" for line in cuts)])
 
 
 _RETRIEVAL = {
@@ -117,12 +120,13 @@ TABLES: Sequence[Table] = (
   Table(
     name="variants at 0.7",
     records=("flickr8k/comp_0.7_*", "flickr8k_ablations/*_0.7_*"),
+    reference="comp_wanda",
     **_RETRIEVAL,
   ),
   Table(
     name="variants at 0.85",
     records=("flickr8k/comp_0.85_*", "flickr8k_ablations/*_0.85_*"),
-    reference="comp_wanda (max_stages=11)",
+    reference=("comp_wanda (max_stages=11)", "comp_wanda"),
     **_RETRIEVAL,
   ),
   Table(
@@ -134,12 +138,13 @@ TABLES: Sequence[Table] = (
   Table(
     name="variants at 0.85",
     records=("flickr8k_itm/comp_0.85_*", "flickr8k_itm_ablations/*_0.85_*"),
-    reference="comp_wanda (max_stages=14)",
+    reference=("comp_wanda (max_stages=14)", "comp_wanda"),
     **_PAIRS,
   ),
   Table(
     name="variants at 0.7",
     records=("nlvr_emoji_grid/comp_0.7", "nlvr_emoji_ablations/*_0.7"),
+    reference="comp_wanda",
     **_STATEMENTS,
   ),
   Table(
@@ -150,7 +155,7 @@ TABLES: Sequence[Table] = (
   Table(
     name="variants at 0.85",
     records=("nlvr_emoji_grid/comp_0.85", "nlvr_emoji_ablations/*_0.85"),
-    reference="comp_wanda (max_stages=12)",
+    reference=("comp_wanda (max_stages=12)", "comp_wanda"),
     **_STATEMENTS,
   ),
   Table(name="short", records=("nlvr_emoji_short",), **_STATEMENTS),

@@ -234,7 +234,7 @@ def _remarks(run: runs.Run) -> list[str]:
     if run.report.get(name):
       said.append((subject, run.report[name]))
   if run.cut:
-    said.append((f"{method} at {ratio:g}", f"stages of its own {run.cut}"))
+    said.append((f"{method} at {ratio:g}", f"{runs.OWN_STAGES} {run.cut}"))
   return [f"{subject}: {sentence}." for subject, sentence in said]
 
 

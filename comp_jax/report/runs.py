@@ -23,6 +23,8 @@ GROUP, INDEX = "group_{}", "index.json"
 RESULTS = "results.jsonl"
 # How a search is cut into stages.
 STAGES = ("num_stages", "max_stages", "warmup_stages", "stage_steps")
+# What is said of a method whose search is cut otherwise than most.
+OWN_STAGES = "stages of its own"
 RATES = ("prune.learning_rate", "finetune.learning_rate")
 # What a line of a sweep's results has.
 _POINT = frozenset(("status", "reason", "how", "metrics", "macs"))

@@ -13,10 +13,10 @@ beside other work. `select` pairs choose, val reports; chance is 0.50.
     --config.data.dir=DIR --workdir=runs/itm_comp_0.7 --config.ratio=0.7
 
 Dense: val accuracy 0.873, AUC 0.936 (select 0.884, 0.948), one seed. Pruned by
-0.85 in few, large stages (--config.prune.max_stages=14
---config.finetune.steps=182): 0.727 and 0.806, `uniform` 0.695 and 0.756. (CoMP
-in --config.prune.max_stages=22, as many steps in all: 0.679 and 0.752.) By 0.7:
-0.800 and 0.881, `uniform` 0.792 and 0.868; 23 to 37 minutes of one core each
+0.7 (seed 0): 0.804 and 0.880, `uniform` 0.792 and 0.868. By 0.85
+(--config.finetune.steps=182; seeds 0 and 1): 0.709 and 0.782, `uniform` (with
+--config.prune.max_stages=22 --config.finetune.steps=150, as many steps in all)
+0.699 and 0.763; 23 to 30 minutes of one core each
 (docs/results/flickr8k_pairs.md).
 """
 

@@ -16,7 +16,7 @@ Dense: val accuracy 0.873, AUC 0.936 (select 0.884, 0.948), one seed. Pruned by
 0.7 (seed 0): 0.804 and 0.880, `uniform` 0.792 and 0.868. By 0.85
 (--config.finetune.steps=182; seeds 0 and 1): 0.709 and 0.782, `uniform` (with
 --config.prune.max_stages=22 --config.finetune.steps=150, as many steps in all)
-0.699 and 0.763; 23 to 30 minutes of one core each
+0.699 and 0.762; 23 to 30 minutes of one core each
 (docs/results/flickr8k_pairs.md).
 """
 

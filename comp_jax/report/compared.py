@@ -142,6 +142,11 @@ def notes(comparison: comparison_lib.Comparison) -> list[str]:
       "“paper”: the same model and split with the authors' budget, not a run "
       "of this code; its ratios are of its own count of MACs."
     )
+  if any(
+    cell.published is not None and comparison_lib.recipe(cell.method) == "madtp"
+    for cell in comparison.cells
+  ):
+    lines.append("The paper's MADTP has its alignment loss, ours does not.")
   return [*lines, *comparison.remarks]
 
 

@@ -23,6 +23,8 @@ from comp_jax.report import (
   text,
 )
 
+# What `compare` says of runs that did not, behind their recipe.
+_MISSED = "did not reach the ratio"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "records"
 
@@ -54,9 +56,10 @@ class Table:
     return [p for glob in self.records for p in sorted(RECORDS.glob(glob))]
 
   def comparisons(self) -> list[comparison.Comparison]:
-    """What `compare` makes of them; all of them take part."""
+    """What `compare` makes of them; all take part that reached their ratio."""
     models, left_out = comparable.gather(self.paths)
     (members,) = models.values()
+    left_out = [run for run in left_out if _MISSED not in run.reason]
     found = []
     for metric in self.metrics:
       result, lacking = comparison.compare(
@@ -67,6 +70,12 @@ class Table:
         raise ValueError(f"{self.name}: {'; '.join(said)}")
       found.append(result)
     return found
+
+  def misses(self, recipe: str, ratio: float) -> bool:
+    """Whether a recipe was run at a ratio that it did not reach."""
+    _, left_out = comparable.gather(self.paths)
+    said = f"{recipe} {_MISSED} {ratio:g}:"
+    return any(run.reason.startswith(said) for run in left_out)
 
   def __str__(self) -> str:
     parts = []
@@ -184,8 +193,8 @@ def differences() -> str:
       shown = [
         f"{_flipped(c.difference, c.difference_interval)}, {_seeds(c.paired)}"
         if c
-        else "not run"
-        for c in cells
+        else _without(table, other, ratio)
+        for c, table in zip(cells, TASKS.values(), strict=True)
       ]
       shown.append(_mean(mean, len(results)))
       lines.append(f"| `{other}` | {ratio:g} | {' | '.join(shown)} |")
@@ -213,6 +222,11 @@ def _mean(mean: over_tasks.Mean | None, tasks: int) -> str:
   said = _flipped(mean.difference, mean.interval)
   few = f", {len(mean.tasks)} tasks" if len(mean.tasks) < tasks else ""
   return f"{said}{few}"
+
+
+def _without(table: Table, recipe: str, ratio: float) -> str:
+  """Why a task has no difference from a recipe."""
+  return "does not get there" if table.misses(recipe, ratio) else "not run"
 
 
 def _seeds(count: int) -> str:

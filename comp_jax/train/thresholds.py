@@ -357,13 +357,13 @@ class Thresholds:
     total = jnp.maximum(state.macs - goal, 0.0)
     tokens = jnp.any(selected & is_token)
     units = jnp.any(selected & ~is_token)
-    room = jnp.sum(jnp.where(selected, removable, 0.0))
     by_tokens = jnp.sum(jnp.where(selected & is_token, removable, 0.0))
+    room = jnp.sum(jnp.where(selected, removable, 0.0))
+    usual = settings_lib.STAGE_SHARE * by_tokens
     # A step that hurries may take as much of the tokens as it takes of all.
-    part = jnp.clip(
-      total / jnp.maximum(room, 1e-9), settings_lib.STAGE_SHARE, 1.0
-    )
-    half = jnp.maximum(total / 2, total - part * by_tokens)
+    hurried = total * by_tokens / jnp.maximum(room, total)
+    most = jnp.where(total > settings_lib.STAGE_SHARE * room, hurried, usual)
+    half = jnp.maximum(total / 2, total - most)
     need = jnp.where(units, jnp.where(tokens, half, total), 0.0)
     marked = self.mark(state, selected, need, key, share=share)
     masks = masks_lib.soft(state.masks, marked, 1.0)

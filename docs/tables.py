@@ -78,8 +78,8 @@ class Table:
     return any(run.reason.startswith(said) for run in left_out)
 
   def __str__(self) -> str:
-    parts = []
-    for number, result in enumerate(self.comparisons()):
+    parts, results = [], self.comparisons()
+    for number, result in enumerate(results):
       metric = text.metric_name(result.metric)
       dense = f" (dense {result.dense:.3f})" if result.dense else ""
       for grid in compared.grids(result):
@@ -90,7 +90,7 @@ class Table:
         else:
           title = grid.title
         parts.append(f"**{title}**\n\n{tables.markdown(grid)}")
-    cuts = [line for line in result.remarks if runs.OWN_STAGES in line]
+    cuts = [line for line in results[0].remarks if runs.OWN_STAGES in line]
     return "\n".join([*parts, *(f"- {line}\n" for line in cuts)])
 
 
@@ -119,54 +119,37 @@ TASKS: Mapping[str, Table] = {
     name="tables", records=("nlvr_emoji_grid",), **_STATEMENTS
   ),
 }
+
+
+def _variants(task: str, ratio: str, most: int) -> Table:
+  """CoMP and its variants at one ratio; differences are from `most` stages."""
+  main = TASKS[task]
+  (folder,) = main.records
+  apart = {"nlvr_emoji_grid": "nlvr_emoji"}.get(folder, folder)
+  return dataclasses.replace(
+    main,
+    name=f"variants at {ratio}",
+    records=(
+      # A run for each seed, or a sweep of them.
+      f"{folder}/comp_{ratio}_*",
+      f"{folder}/comp_{ratio}",
+      f"{apart}_ablations/*_{ratio}_*",
+      f"{apart}_ablations/*_{ratio}",
+    ),
+    reference=(f"comp_wanda (max_stages={most})", "comp_wanda"),
+  )
+
+
+_STAGES = dict(zip(TASKS, (11, 14, 12), strict=True))
 TABLES: Sequence[Table] = (
   *TASKS.values(),
-  Table(
-    name="variants at 0.5",
-    records=("flickr8k/comp_0.5_*", "flickr8k_ablations/*_0.5_*"),
-    **_RETRIEVAL,
+  *(
+    _variants(task, ratio, most)
+    for task, most in _STAGES.items()
+    for ratio in ("0.7", "0.85")
   ),
-  Table(
-    name="variants at 0.7",
-    records=("flickr8k/comp_0.7_*", "flickr8k_ablations/*_0.7_*"),
-    reference="comp_wanda",
-    **_RETRIEVAL,
-  ),
-  Table(
-    name="variants at 0.85",
-    records=("flickr8k/comp_0.85_*", "flickr8k_ablations/*_0.85_*"),
-    reference=("comp_wanda (max_stages=11)", "comp_wanda"),
-    **_RETRIEVAL,
-  ),
-  Table(
-    name="variants at 0.7",
-    records=("flickr8k_itm/comp_0.7_*", "flickr8k_itm_ablations/*_0.7_*"),
-    reference="comp_wanda",
-    **_PAIRS,
-  ),
-  Table(
-    name="variants at 0.85",
-    records=("flickr8k_itm/comp_0.85_*", "flickr8k_itm_ablations/*_0.85_*"),
-    reference=("comp_wanda (max_stages=14)", "comp_wanda"),
-    **_PAIRS,
-  ),
-  Table(
-    name="variants at 0.7",
-    records=("nlvr_emoji_grid/comp_0.7", "nlvr_emoji_ablations/*_0.7"),
-    reference="comp_wanda",
-    **_STATEMENTS,
-  ),
-  Table(
-    name="variants at 0.8",
-    records=("nlvr_emoji_ablations/*_0.8",),
-    **_STATEMENTS,
-  ),
-  Table(
-    name="variants at 0.85",
-    records=("nlvr_emoji_grid/comp_0.85", "nlvr_emoji_ablations/*_0.85"),
-    reference=("comp_wanda (max_stages=12)", "comp_wanda"),
-    **_STATEMENTS,
-  ),
+  _variants("retrieval, T2I R@10", "0.5", 11),
+  _variants("statements, accuracy", "0.8", 16),
   Table(name="short", records=("nlvr_emoji_short",), **_STATEMENTS),
 )
 # What README sets beside CoMP.

@@ -14,6 +14,7 @@ from comp_jax.core import cost, pace
 from comp_jax.core import masks as masks_lib
 from comp_jax.core import prunable as prunable_lib
 from comp_jax.models import families, specs
+from comp_jax.train import settings as settings_lib
 from comp_jax.train import stage as stage_lib
 from comp_jax.train import state as state_lib
 
@@ -99,16 +100,26 @@ def removable(
 
 
 def fewest_stages(
-  stage: stage_lib.Stage, valid: Mapping[str, np.ndarray], most: int
+  stage: stage_lib.Stage,
+  valid: Mapping[str, np.ndarray],
+  most: int,
+  share: float = settings_lib.STAGE_SHARE,
 ) -> int:
   """Stages that a search needs at least, up to `most`.
 
   Where all stages aim at the target itself (`fade=search`) any will do.
+
+  Args:
+    stage: recipe and target.
+    valid: tokens of each validation example at the input.
+    most: stages to look ahead.
+    share: of what its modes have left, that a stage takes at most.
   """
   if stage.recipe.fade == "search":
     return 1
   rooms = stage.rooms(removable(stage, valid))
-  return int(pace.fewest_stages(stage.unhurried, rooms, most))
+  asked = dataclasses.replace(stage.unhurried, share=share)
+  return int(pace.fewest_stages(asked, rooms, most))
 
 
 def _entering(stage, valid) -> dict[str, jax.Array]:

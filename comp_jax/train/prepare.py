@@ -228,7 +228,9 @@ def hurried(
     return ""
   ratio = 1.0 - float(stage.settings.target)
   what = "what is left in the end goes at once, untrained"
-  if stage.settings.max_stages is not None:
+  grow = stage.settings.max_stages is not None
+  # Where `stage_macs` is the limit no share of a mode makes a step larger.
+  if grow and costs.fewest_stages(stage, valid, 2 * stages, 1.0) <= stages:
     what = "they take a larger part than that"
   return (
     f"config.prune.max_stages is {stages}: a search for a ratio of {ratio:.3g} "

@@ -93,8 +93,15 @@ def test_stages_that_are_too_few_are_told_before_the_search(config):
   (told,) = prepare.prepare(config).warnings
   # Its recorded run took 17 (docs/records/emoji_tiny).
   assert "max_stages is 12: a search for a ratio of 0.7 needs about 17" in told
-  assert "at most 20% of what its mode has left; they take a larger" in told
-  config.prune.keep_pace = False
+  # Twelve stages of a sixteenth of the way each: no share makes them enough.
+  said = "at most 20% of what its mode has left; "
+  assert config.prune.num_stages == 16
+  assert f"{said}what is left in the end goes at once, untrained" in told
+  config.prune.num_stages, config.prune.max_stages = 8, 9
+  (told,) = prepare.prepare(config).warnings
+  assert f"{said}they take a larger part than that" in told
+  config.prune.max_stages, config.prune.keep_pace = 12, False
+  config.prune.num_stages = 16
   assert "goes at once, untrained" in prepare.prepare(config).warnings[0]
   config.ratio, config.prune.num_stages = 0.4, 8
   assert not prepare.prepare(config).warnings
